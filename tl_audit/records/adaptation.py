@@ -1,0 +1,111 @@
+"""AdaptationRecord: how an adapted model was made. Written by ``finetune``, partial where the adaptation was done elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field
+
+from tl_audit.records.base import Record
+
+
+class StageRecord(Record):
+    """One fit: which parameters moved, with what optimiser, and what happened per epoch."""
+
+    name: str
+    layers: tuple[str, ...]
+    epochs: int
+    lr: float
+    layer_decay: float | None = None
+    optimiser: str
+    schedule: str | None = None
+    trainable: tuple[str, ...] = ()
+    "parameter names that could move"
+    frozen: tuple[str, ...] = ()
+    "parameter and buffer names that were declared frozen in this stage"
+    trainable_parameters: int = 0
+    best_epoch: int | None = None
+    stopped_early: bool = False
+    history: tuple[Mapping[str, float], ...] = ()
+    "per epoch: epoch, train_loss, val_loss, val_accuracy, lr"
+    seconds: float | None = None
+
+
+class DataRecord(Record):
+    """Fingerprint of one split."""
+
+    name: str
+    n: int
+    sha256: str
+    "of the sorted content hashes with labels"
+    class_counts: Mapping[str, int] = Field(default_factory=dict)
+    clusters: int | None = None
+
+
+class TensorChange(Record):
+    """One difference of architecture between base and adapted."""
+
+    name: str
+    change: Literal["added", "removed", "reshaped"]
+    before: tuple[int, ...] | None = None
+    after: tuple[int, ...] | None = None
+
+
+class ControlRecord(Record):
+    kind: Literal["head", "scratch"]
+    same_as: Literal["adapted"] | None = None
+    sha256: str | None = None
+    epochs: int | None = None
+    lr: float | None = None
+    history: tuple[Mapping[str, float], ...] = ()
+
+
+class AdaptationRecord(Record):
+    """All fields of TLA101. None means: not recorded (never guessed)."""
+
+    schema_version: Literal[1] = 1
+    base_id: str | None = None
+    "e.g. torchvision:resnet18, run:runs/cleveland, tl_audit:small_cnn"
+    base_revision: str | None = None
+    base_sha256: str | None = None
+    "of the base's original file; the tensor hash where there was no file"
+    base_format: str | None = None
+    "safetensors | pickle | built-in; of the original file"
+    base_file: str | None = None
+    base_licence: str | None = None
+    base_source: str | None = None
+    base_classes: tuple[str, ...] | None = None
+    base_tensors_sha256: str | None = None
+    plan_sha256: str | None = None
+    plan: Mapping[str, Any] = Field(default_factory=dict)
+    kind: str | None = None
+    setting: Literal["inductive", "transductive", "unsupervised"] | None = None
+    classes: tuple[str, ...] | None = None
+    class_source: Literal["declared", "data", "base"] | None = None
+    train: DataRecord | None = None
+    validation: DataRecord | None = None
+    preprocessing: Mapping[str, Any] = Field(default_factory=dict)
+    method: Literal["head", "partial", "full", "lora", "scratch"] | None = None
+    stages: tuple[StageRecord, ...] = ()
+    frozen: tuple[str, ...] = ()
+    "parameters and buffers frozen in every stage (TLA103 judges these)"
+    trainable_share: float | None = None
+    parameters: int | None = None
+    architecture_changes: tuple[TensorChange, ...] = ()
+    head: str | None = None
+    task: Mapping[str, Any] = Field(default_factory=dict)
+    training: Mapping[str, Any] = Field(default_factory=dict)
+    seeds: Mapping[str, int] = Field(default_factory=dict)
+    flops: Mapping[str, float] = Field(default_factory=dict)
+    "forward_per_sample, adaptation (counted by torch's own counter), method"
+    versions: Mapping[str, str] = Field(default_factory=dict)
+    device: str | None = None
+    adapted_sha256: str | None = None
+    adapted_tensors_sha256: str | None = None
+    adapted_file: str | None = None
+    controls: tuple[ControlRecord, ...] = ()
+    started: str | None = None
+    ended: str | None = None
+    seconds: float | None = None
+    peak_memory_bytes: int | None = None
