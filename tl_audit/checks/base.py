@@ -1,0 +1,173 @@
+"""The form of a check: a function of (subject, evidence) with its code, needs and three-part help. Measures, never judges."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from tl_audit.evidence.base import Evidence
+from tl_audit.measures.estimate import Estimate
+from tl_audit.policy import Rules
+from tl_audit.records.findings import Finding, Section, Severity
+from tl_audit.records.metrics import Measurement, Metric
+from tl_audit.subject import Subject
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a check may know beyond subject and evidence.
+
+    ``findings`` holds the judged findings of phase 1 (for phase-2 checks only), ``declared`` the declared facts, ``quiet`` a progress callback.
+    """
+
+    rules: Rules
+    seed: int
+    declared: Mapping[str, Any]
+    findings: tuple[Finding, ...] = ()
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None
+
+
+class CheckFunction(Protocol):
+    def __call__(self, subject: Subject, evidence: Evidence, context: Context) -> Measurement: ...
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check: its identity, what it needs, and its function.
+
+    needs : words compared by the runner with what exists, each one of
+        "adapted", "base", "previous", "control:head", "control:scratch" (a model) · "target", "source", "train", "validation", "ood" (a domain) ·
+        "ROLE.labels", "ROLE.groups", "ROLE.cluster" · "record" (adaptation record) · "adapted.file", "base.file" (weights file) · "cues" · "declared" ·
+        "MODEL@ROLE" (the evidence pair, e.g. "adapted@target": model outputs there are finite and can be had) ·
+        "a|b" (either). A check with several alternatives inside asks less here and raises NotEvaluated itself.
+    phase : 1 runs on evidence, 2 on findings (711, 902)
+    version : raised when the numbers change; part of the cache key
+    runs_models : may run a model itself (families 7 and 8, 608, ...)
+    multiplicity : how the runner adjusts p_value inside the check: "holm" (per metric name and slice columns), "bh" (exploratory lists), "none"
+    """
+
+    code: str
+    title: str
+    section: Section
+    severity: Severity
+    function: CheckFunction
+    needs: tuple[str, ...] = ()
+    phase: Literal[1, 2] = 1
+    version: int = 1
+    runs_models: bool = False
+    multiplicity: Literal["holm", "bh", "none"] = "holm"
+
+    def __call__(self, subject: Subject, evidence: Evidence, context: Context) -> Measurement:
+        return self.function(subject, evidence, context)
+
+    @property
+    def help(self) -> dict[str, str]:
+        """Three parts of the docstring: how it is measured, why it matters, how to reduce the risk; and the first line."""
+        text = inspect.getdoc(self.function) or ""
+        parts = {"asks": text.split("\n\n")[0].replace("\n", " ").strip()}
+        heads = {"How it is measured:": "measured", "Why it matters:": "matters", "How to reduce the risk:": "reduce"}
+        current: str | None = None
+        for line in text.splitlines():
+            for head, key in heads.items():
+                if line.strip().startswith(head):
+                    current = key
+                    line = line.strip()[len(head) :]
+            if current is not None:
+                if not line.strip():
+                    current = None
+                    continue
+                parts[current] = (parts.get(current, "") + " " + line.strip()).strip()
+        return parts
+
+
+def check(
+    code: str,
+    title: str,
+    *,
+    section: Section,
+    severity: Severity,
+    needs: Sequence[str] = (),
+    phase: Literal[1, 2] = 1,
+    version: int = 1,
+    runs_models: bool = False,
+    multiplicity: Literal["holm", "bh", "none"] = "holm",
+) -> Callable[[CheckFunction], Check]:
+    """Make a check of a function ``(subject, evidence, context) -> Measurement``.
+
+    The docstring: first line = the auditor's question, then paragraphs that begin "How it is measured:", "Why it matters:", "How to reduce the risk:".
+    """
+
+    def wrap(function: CheckFunction) -> Check:
+        return Check(code, title, section, severity, function, tuple(needs), phase, version, runs_models, multiplicity)
+
+    return wrap
+
+
+def metric(
+    name: str,
+    estimate: Estimate,
+    *,
+    rules: Rules,
+    role: str = "target",
+    better: Literal["lower", "higher"] | None = None,
+    slice: Mapping[str, str] | None = None,
+    unit: str | None = None,
+    n: Mapping[str, int] | None = None,
+    clusters: Mapping[str, int] | None = None,
+    family: str | None = None,
+    min_n: int | None = None,
+    min_events: int | None = None,
+    reason: str | None = None,
+) -> Metric:
+    """A Metric from an Estimate: interval at the policy's confidence, ladder kept, n under ``role`` unless ``n`` is given."""
+    interval = None if estimate.value is None else estimate.interval(rules.confidence)
+    why = reason or estimate.reason
+    if estimate.value is not None and interval is None and why is None:
+        why = "no sound interval exists for this statistic"
+    return Metric(
+        name=name,
+        value=estimate.value,
+        reason=why,
+        interval=interval,
+        confidence=None if interval is None else rules.confidence,
+        null=estimate.null,
+        p_value=estimate.p_value,
+        n=dict(n) if n is not None else {role: estimate.n},
+        clusters=dict(clusters) if clusters is not None else (None if estimate.clusters is None else {role: estimate.clusters}),
+        slice=dict(slice or {}),
+        unit=unit,
+        better=better,
+        family=family,
+        events=estimate.events,
+        nonevents=estimate.nonevents,
+        min_n=min_n,
+        min_events=min_events,
+        ladder=estimate.ladder if estimate.value is not None else (),
+    )
+
+
+def exact(
+    name: str,
+    value: float | None,
+    *,
+    n: Mapping[str, int] | None = None,
+    better: Literal["lower", "higher"] | None = None,
+    slice: Mapping[str, str] | None = None,
+    unit: str | None = None,
+    null: float | None = None,
+    reason: str | None = None,
+) -> Metric:
+    """A Metric of rule C: a hash comparison, a count or share of the whole set. No interval, no p."""
+    return Metric(
+        name=name,
+        value=None if value is None else float(value),
+        exact=True,
+        n=dict(n or {}),
+        better=better,
+        slice=dict(slice or {}),
+        unit=unit,
+        null=null,
+        reason=reason,
+    )

@@ -1,0 +1,124 @@
+"""Evidence: what the models were observed to do, per sample. The access that checks use; files of predictions implement it too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl_audit.attribution.base import Attribution
+from tl_audit.policy import Rules
+
+FloatArray = NDArray[np.float64]
+
+
+class Evidence(Protocol):
+    """Arrays per (model key, domain role), lazy and memory-mapped. Rows are those of the domain, in its order, never fewer.
+
+    What cannot be had raises ``NotEvaluated`` with the name of the missing input. Rows whose input was unreadable or whose output
+    is not finite are marked in ``usable``; callers select with it (one mask for all metrics, TLA208).
+    """
+
+    def has(self, model: str | None, domain: str) -> bool:
+        """Whether this model was (or can be) run on this domain; with None: whether the domain is there."""
+        ...
+
+    def ids(self, domain: str) -> tuple[str, ...]: ...
+
+    def n(self, domain: str) -> int: ...
+
+    def labels(self, domain: str) -> NDArray[np.int64]:
+        """(N,) class index into ``classes(domain)``; -1 where a row has no label. NotEvaluated where the domain is unlabelled."""
+        ...
+
+    def classes(self, domain: str) -> tuple[str, ...]:
+        """Class names of the domain."""
+        ...
+
+    def common_classes(self, model: str, domain: str) -> tuple[str, ...]:
+        """The class names in the MODEL's output order, if its names are the domain's (as sets); NotEvaluated('no common label space: ...') otherwise."""
+        ...
+
+    def truth(self, model: str, domain: str) -> NDArray[np.int64]:
+        """(N,) labels as indices into the MODEL's output order (aligned by name); -1 without a label or for a class the model lacks."""
+        ...
+
+    def logits(self, model: str, domain: str) -> NDArray[np.floating[Any]]:
+        """(N, C) float32 logits, memory-mapped."""
+        ...
+
+    def probabilities(self, model: str, domain: str) -> FloatArray:
+        """(N, C) float64, rows sum to 1; softmax (or sigmoid for one logit, as two columns) applied once."""
+        ...
+
+    def predictions(self, model: str, domain: str) -> NDArray[np.int64]:
+        """(N,) index of the largest probability in the model's output order."""
+        ...
+
+    def correct(self, model: str, domain: str) -> NDArray[np.bool_]:
+        """(N,) prediction is the label, by name. Only meaningful where ``usable`` holds and the row has a label."""
+        ...
+
+    def features(self, model: str, domain: str, layer: str | None = None) -> NDArray[np.floating[Any]]:
+        """(N, D) penultimate features, or the mean-pooled output of one layer group, memory-mapped."""
+        ...
+
+    def layers(self, model: str) -> tuple[str, ...]:
+        """Layer groups of the model in execution order."""
+        ...
+
+    def usable(self, model: str | None, domain: str) -> NDArray[np.bool_]:
+        """(N,) readable input, and (with a model) finite outputs."""
+        ...
+
+    def read_errors(self, domain: str) -> dict[int, str]:
+        """Row -> reason, for unreadable samples."""
+        ...
+
+    def content_hashes(self, domain: str) -> NDArray[np.object_]:
+        """(N,) hex SHA-256 of decoded content; None where unreadable."""
+        ...
+
+    def properties(self, domain: str) -> dict[str, NDArray[Any]]:
+        """Input properties by name: (N,) float64 (NaN unreadable) or object (None unreadable) arrays."""
+        ...
+
+    def facts(self, domain: str) -> Mapping[str, Any]:
+        """Whole-domain facts of the reader: exif_rotated (count), nonfinite_inputs (row numbers), sha256 (fingerprint)."""
+        ...
+
+    def groups(self, domain: str) -> dict[str, NDArray[np.object_]]:
+        """Group column -> (N,) str values, '(missing)' for missing ones."""
+        ...
+
+    def cluster(self, domain: str) -> NDArray[np.object_] | None: ...
+
+    def positive(self, domain: str) -> str | None:
+        """The declared positive class, None where there is none."""
+        ...
+
+    def attributions(self, model: str, domain: str, method: str) -> Attribution:
+        """Attributions of this method for the audit's attribution sample of the domain (computed once, cached)."""
+        ...
+
+    def attribution_rows(self, domain: str) -> NDArray[np.int64]:
+        """Row numbers of the attribution sample: hash priority, stratified by class and group."""
+        ...
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Attribution methods chosen for this audit."""
+        ...
+
+    @property
+    def rules(self) -> Rules: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def samples(self) -> str:
+        """off | redacted | on: may pictures of samples appear?"""
+        ...

@@ -1,0 +1,173 @@
+"""Where randomness and clusters come from: keyed generators, hash priorities, bottom-k samples, splits by cluster."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tl_audit.errors import DataError
+from tl_audit.measures.arrays import is_missing
+from tl_audit.measures.estimate import BoolArray, IntArray
+
+
+def generator(*key: object) -> np.random.Generator:
+    """A random generator that depends on ``key`` alone: never on global state, order, batch size or machine.
+
+    Parts are written as text, each behind its length, so that ("a", "bc") and ("ab", "c") differ.
+
+    Examples
+    --------
+    >>> generator(0, "TLA501").integers(10) == generator(0, "TLA501").integers(10)
+    np.True_
+    """
+    digest = hashlib.sha256()
+    for part in key:
+        text = str(part).encode("utf-8", "surrogatepass")
+        digest.update(f"{len(text)}:".encode())
+        digest.update(text)
+    return np.random.default_rng(int.from_bytes(digest.digest(), "little"))
+
+
+def priority(seed: int, ids: Sequence[object] | ArrayLike) -> NDArray[np.uint64]:
+    """Hash priority of each sample id, sha256(seed ‖ id), as 64-bit integers. Equal ids have equal priority; smaller goes first.
+
+    Parameters
+    ----------
+    ids : (N,), each written as text
+    """
+    prefix = hashlib.sha256(f"{seed}|".encode())
+    values = np.empty(len(ids), dtype=np.uint64)  # type: ignore[arg-type]
+    for row, sample in enumerate(ids):  # type: ignore[arg-type]
+        digest = prefix.copy()
+        digest.update(str(sample).encode("utf-8", "surrogatepass"))
+        values[row] = int.from_bytes(digest.digest()[:8], "big")
+    return values
+
+
+def cluster_codes(cluster: ArrayLike | None, n: int) -> IntArray:
+    """Cluster of each row as a number 0 .. G-1. Without cluster ids, and where an id is missing, a row is a cluster of its own.
+
+    Codes follow the sorted ids, so that the order of rows does not matter. Raises DataError if lengths differ.
+    """
+    if cluster is None:
+        return np.arange(n, dtype=np.int64)
+    array = np.asarray(cluster)
+    if array.shape != (n,):
+        raise DataError(f"cluster has shape {array.shape}: expected one id for each of the {n} rows")
+    if array.dtype.kind in "iub":
+        return np.unique(array, return_inverse=True)[1].astype(np.int64)
+    values = array.tolist()
+    missing = np.fromiter((is_missing(value) for value in values), dtype=np.bool_, count=n)
+    # an id is compared with its type, so that the number 1 and the text "1" stay two clusters
+    keys = [("", "") if gone else (type(value).__name__, str(value)) for value, gone in zip(values, missing.tolist(), strict=True)]
+    known = {key: code for code, key in enumerate(sorted({key for key, gone in zip(keys, missing.tolist(), strict=True) if not gone}))}
+    codes = np.fromiter((known.get(key, -1) for key in keys), dtype=np.int64, count=n)
+    codes[missing] = len(known) + np.arange(int(missing.sum()))
+    return codes
+
+
+def group_codes(values: ArrayLike, n: int) -> tuple[IntArray, tuple[str, ...]]:
+    """Codes and sorted names of group (or stratum) values; missing ones are the group "(missing)", which comes last."""
+    array = np.asarray(values)
+    if array.shape != (n,):
+        raise DataError(f"groups have shape {array.shape}: expected one value for each of the {n} rows")
+    names = ["(missing)" if is_missing(value) else str(value) for value in array.tolist()]
+    order = sorted(set(names), key=lambda name: (name == "(missing)", name))
+    code = {name: position for position, name in enumerate(order)}
+    return np.fromiter((code[name] for name in names), dtype=np.int64, count=n), tuple(order)
+
+
+def bottom_k(
+    ids: Sequence[object] | ArrayLike,
+    k: int,
+    seed: int,
+    *,
+    strata: ArrayLike | None = None,
+    cluster: ArrayLike | None = None,
+) -> IntArray:
+    """Rows of the ``k`` smallest hash priorities **of each stratum** (of all rows without strata), in ascending row order.
+
+    Shard-independent: the bottom-k of the merged bottom-k of shards is the bottom-k of all rows.
+    With ``cluster``, the priority is that of the cluster, clusters are taken until a stratum holds at least ``k`` rows, and
+    every row of a cluster that was taken anywhere is kept; so more than ``k`` rows may come back.
+
+    Parameters
+    ----------
+    ids : (N,), sample ids
+    k : rows per stratum; a smaller stratum is taken whole. For a total over strata see `stratified_k`
+    strata : (N,), for instance class and group joined
+    cluster : (N,), ids that are kept whole
+    """
+    n = len(ids)  # type: ignore[arg-type]
+    if k < 0:
+        raise DataError(f"k is {k}: expected a number of rows")
+    stratum = np.zeros(n, dtype=np.int64) if strata is None else group_codes(strata, n)[0]
+    if cluster is None:
+        order = np.lexsort((np.asarray([str(sample) for sample in ids]), priority(seed, ids), stratum))  # type: ignore[union-attr]
+        return np.sort(order[_rank_within(stratum[order]) < k]).astype(np.int64)
+    unit = cluster_codes(cluster, n)
+    # a row without a cluster id is its own cluster and goes by its sample id
+    names = [
+        f"row {sample}" if is_missing(value) else f"cluster {value}"
+        for sample, value in zip(ids, np.asarray(cluster).tolist(), strict=True)  # type: ignore[arg-type]
+    ]
+    first = priority(seed, names)
+    order = np.lexsort((unit, first, stratum))
+    taken = np.zeros(int(unit.max()) + 1 if n else 0, dtype=np.bool_)
+    for value in np.unique(stratum):
+        rows = order[stratum[order] == value]
+        # rows of the same stratum in clusters that come strictly before: a cluster is taken while that count is below k
+        starts = np.flatnonzero(np.r_[True, unit[rows][1:] != unit[rows][:-1]])
+        taken[unit[rows[starts[starts < k]]]] = True
+    return np.flatnonzero(taken[unit]).astype(np.int64) if n else np.zeros(0, dtype=np.int64)
+
+
+def stratified_k(ids: Sequence[object] | ArrayLike, total: int, seed: int, *, strata: ArrayLike) -> IntArray:
+    """At most ``total`` rows, spread over strata as evenly as their sizes allow, by hash priority; in ascending row order.
+
+    Shard-independent like `bottom_k`: a shard never takes less of a stratum than the whole does.
+    """
+    n = len(ids)  # type: ignore[arg-type]
+    if total < 0:
+        raise DataError(f"total is {total}: expected a number of rows")
+    stratum = group_codes(strata, n)[0]
+    first = priority(seed, ids)
+    text = np.asarray([str(sample) for sample in ids])  # type: ignore[union-attr]
+    order = np.lexsort((text, first, stratum))
+    rank = np.empty(n, dtype=np.int64)
+    rank[order] = _rank_within(stratum[order])
+    # all first places, then all second places, ...; inside a place by priority
+    return np.sort(np.lexsort((text, first, rank))[:total]).astype(np.int64)
+
+
+def split_by_cluster(cluster: ArrayLike | None, n: int, seed: int, share: float = 0.5) -> BoolArray:
+    """A random mask that is True for about ``share`` of the rows and never splits a cluster.
+
+    Both sides hold at least one cluster where there are two. Without clusters exactly round(share * n) rows are True.
+    """
+    if not 0.0 <= share <= 1.0:
+        raise DataError(f"share is {share}: expected a number from 0 to 1")
+    codes = cluster_codes(cluster, n)
+    clusters = int(codes.max()) + 1 if n else 0
+    order = generator(seed, "split_by_cluster").permutation(clusters)
+    reached = np.cumsum(np.bincount(codes, minlength=clusters)[order]) if clusters else np.zeros(0)
+    if clusters == 0:
+        return np.zeros(0, dtype=np.bool_)
+    cut = int(np.argmin(np.abs(np.r_[0, reached] - share * n)))
+    if clusters > 1 and 0.0 < share < 1.0:
+        cut = min(max(cut, 1), clusters - 1)
+    chosen = np.zeros(clusters, dtype=np.bool_)
+    chosen[order[:cut]] = True
+    return chosen[codes]
+
+
+def _rank_within(sorted_codes: IntArray) -> IntArray:
+    """Position of each entry inside its run of equal codes: 0, 1, 2, 0, 1, ..."""
+    if sorted_codes.size == 0:
+        return np.zeros(0, dtype=np.int64)
+    starts = np.flatnonzero(np.r_[True, sorted_codes[1:] != sorted_codes[:-1]])
+    lengths = np.diff(np.r_[starts, sorted_codes.size])
+    return np.arange(sorted_codes.size) - np.repeat(starts, lengths)

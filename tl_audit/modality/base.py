@@ -1,0 +1,180 @@
+"""What a kind of data must be able to do. Everything outside this package asks these questions and never which kind it is.
+
+Flow: ``Samples`` (where the data lies) --read--> ``RawBatch`` --encode--> model input tensor --players/mask--> perturbed inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tl_audit.records.exhibits import Bar, Picture
+from tl_audit.records.preprocessing import InputSpec
+
+
+@dataclass(frozen=True)
+class RawBatch:
+    """Samples as they were read, before any preprocessing.
+
+    Attributes
+    ----------
+    rows : (B,) row numbers in the domain
+    items : B raw samples (uint8 HWC RGB arrays; table rows; tensors), None where unreadable
+    errors : B reasons, None where the sample was read
+    facts : B mappings of what only the reader knows (e.g. {"exif_rotated": True, "file_type": "JPEG", "width": 640})
+    """
+
+    rows: NDArray[np.int64]
+    items: Sequence[Any]  # Any: the modality's own raw type
+    errors: Sequence[str | None]
+    facts: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def readable(self) -> NDArray[np.bool_]:
+        return np.array([e is None for e in self.errors], dtype=bool)
+
+
+class Samples(Protocol):
+    """Where the samples of one domain lie: files, a table, arrays. Reads any rows, in any order, without keeping them."""
+
+    modality: Modality
+    ids: tuple[str, ...]
+    "stable sample ids (relative file name, row id), unique"
+
+    def __len__(self) -> int: ...
+
+    def read(self, rows: NDArray[np.int64]) -> RawBatch: ...
+
+
+@dataclass(frozen=True)
+class Players:
+    """Input parts that attributions speak of: superpixels, columns, (later) tokens. Made once per sample, shared by all explainers.
+
+    Attributes
+    ----------
+    assignment : (N, *spatial) or (N, D) int64; entry -> player number in [0, count[i]); channels share the assignment
+    count : (N,) players per sample
+    names : player names where they are the same for all samples (columns), else None
+    shape : how a map of players is drawn: "image" (H, W) or "columns"
+    """
+
+    assignment: torch.Tensor
+    count: NDArray[np.int64]
+    names: tuple[str, ...] | None
+    shape: Literal["image", "columns"]
+
+    def pool(self, values: torch.Tensor) -> list[NDArray[np.float64]]:
+        """Sums of elementwise attributions ``values`` (N, *spatial) over each player: one (count[i],) array per sample."""
+        out = []
+        for i in range(len(self.count)):
+            flat = self.assignment[i].reshape(-1).cpu().numpy()
+            out.append(np.bincount(flat, weights=values[i].detach().cpu().double().reshape(-1).numpy(), minlength=int(self.count[i])))
+        return out
+
+    def spread(self, values: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+        """Values per player laid back on the assignment: (N, *spatial)."""
+        rows = [values[i][self.assignment[i].cpu().numpy()] for i in range(len(self.count))]
+        return np.stack(rows)
+
+
+@dataclass(frozen=True)
+class Cue:
+    """Something the base may rely on, put into an input to see whether it steers (TLA608).
+
+    ``kind``: image: "patch" (corner patch), "border", "hue", "text"; table: "set_column". ``settings`` as in ``[[cues]]`` of audit.toml,
+    e.g. {"corner": "top-left", "size": 0.15, "value": 1.0} or {"column": "sex", "value": "female"}.
+    """
+
+    name: str
+    kind: str
+    settings: Mapping[str, Any] = field(default_factory=dict)  # Any: TOML values
+
+
+MaskMethod = Literal["mean", "blur", "noisy_linear", "zero", "marginal"]
+
+
+class Modality(Protocol):
+    """A kind of data. One frozen instance per kind: ``modality.IMAGE``, ``modality.TABULAR``."""
+
+    kind: str
+    default_mask: MaskMethod
+    "how removed parts are filled for faithfulness: noisy linear imputation for images, marginal draw for tables"
+
+    def content_hashes(self, batch: RawBatch) -> list[str | None]:
+        """SHA-256 of each sample's decoded content (TLA201); None where unreadable."""
+        ...
+
+    def properties(self, batch: RawBatch) -> dict[str, NDArray[Any]]:
+        """Plain properties of the inputs (TLA507): name -> (B,) float64 (NaN where unreadable) or object (str/None) array."""
+        ...
+
+    def encode(self, batch: RawBatch, spec: InputSpec | None) -> torch.Tensor:
+        """Model inputs (B, ...), float32, of the readable samples only, in order. May hold non-finite values (counted by the collector)."""
+        ...
+
+    def players(self, inputs: torch.Tensor, spec: InputSpec | None, *, most: int = 49, seed: int = 0) -> Players:
+        """Input parts of each sample: SLIC superpixels (at most ``most``), columns."""
+        ...
+
+    def mask(
+        self,
+        inputs: torch.Tensor,
+        players: Players,
+        keep: NDArray[np.bool_],
+        *,
+        index: NDArray[np.int64],
+        spec: InputSpec | None,
+        method: MaskMethod,
+        background: torch.Tensor | None = None,
+        key: tuple[Any, ...] = (),
+    ) -> torch.Tensor:
+        """Inputs with some players removed: row r is ``inputs[index[r]]`` with players where ``keep[r]`` is False filled by ``method``.
+
+        keep : (R, most players) bool; ``background`` (M, ...) serves "marginal" (draws seeded by key and row) and "mean".
+        """
+        ...
+
+    def baseline(self, inputs: torch.Tensor, spec: InputSpec | None, background: torch.Tensor | None) -> torch.Tensor:
+        """The 'nothing there' input of each sample (N, ...): black/mean image in input space, column means."""
+        ...
+
+    def edges(self, inputs: torch.Tensor) -> NDArray[np.float64] | None:
+        """(N, *spatial) edge maps, the floor reference of TLA702/703; None where the kind has none (tables)."""
+        ...
+
+    def apply_cue(self, batch: RawBatch, cue: Cue, *, placebo: bool, key: tuple[Any, ...]) -> RawBatch:
+        """The batch with the cue in every sample; ``placebo``: a random one of the same area (random patch, permuted column)."""
+        ...
+
+    def cue_kinds(self) -> tuple[str, ...]:
+        """Cue kinds this modality knows."""
+        ...
+
+    def picture(
+        self, inputs_row: torch.Tensor, spec: InputSpec | None, *, title: str, side: int = 160, redacted: bool = False
+    ) -> Picture | None:
+        """The sample as a picture, None where the kind has none."""
+        ...
+
+    def map_picture(
+        self,
+        inputs_row: torch.Tensor,
+        values: NDArray[np.float64],
+        spec: InputSpec | None,
+        *,
+        title: str,
+        signed: bool,
+        side: int = 160,
+        redacted: bool = False,
+    ) -> Picture | None:
+        """An attribution map over the sample as a picture (cividis, or blue-white-orange centred at 0 where signed); blank maps are drawn as 'no signal'."""
+        ...
+
+    def map_bars(self, values: NDArray[np.float64], players: Players, row: int) -> tuple[Bar, ...]:
+        """An attribution over named parts as bars (tables), () where maps are pictures."""
+        ...

@@ -1,0 +1,150 @@
+"""What is audited: Domain (data of one distribution) and Subject (models, domains, record). Live objects, never serialised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl_audit.modality.base import Cue, Samples
+from tl_audit.models.model import Model
+from tl_audit.records.adaptation import AdaptationRecord
+
+Role = Literal["target", "source", "train", "validation", "ood"]
+ROLES: tuple[Role, ...] = ("target", "source", "train", "validation", "ood")
+MODEL_KEYS: tuple[str, ...] = ("adapted", "base", "previous", "control:head", "control:scratch")
+MISSING = "(missing)"
+
+
+class Domain:
+    """Data of one distribution: samples, labels by name, class names, groups (sensitive features), cluster ids.
+
+    Parameters
+    ----------
+    name : what reports print
+    data : image folder (path), table file (path, .csv or .parquet), DataFrame, arrays or tensors (N, ...), a torch Dataset of (x, y),
+        or ready ``Samples``
+    labels : (N,) class names (or integers with ``classes``); None: taken from the data where it holds them, else unlabelled
+    classes : class names in order; None: the sorted names found
+    groups : column name -> (N,) values; None, NaN and "" become "(missing)", a group of its own
+    cluster : (N,) ids of patient, site, document; rows of one cluster are not independent
+    kind : "image", "tabular", "tensor"; None: found from the data
+    options : further reader options (metadata, label column, column roles, label_map, positive, caps): see ``modality.open_data``
+
+    Raises
+    ------
+    DataError : lengths that differ, unknown columns, nothing readable; says which and what to do
+    """
+
+    def __init__(
+        self,
+        name: str,
+        data: Any,  # Any: see the docstring; checked by open_data
+        *,
+        labels: Sequence[Any] | NDArray[Any] | None = None,
+        classes: Sequence[str] | None = None,
+        groups: Mapping[str, Sequence[Any] | NDArray[Any]] | None = None,
+        cluster: Sequence[Any] | NDArray[Any] | None = None,
+        kind: str | None = None,
+        **options: Any,
+    ) -> None:
+        from tl_audit.modality import open_data
+
+        opened = open_data(data, kind=kind, labels=labels, classes=classes, groups=groups, cluster=cluster, **options)
+        self.name = name
+        self.samples: Samples = opened.samples
+        self.labels: NDArray[np.object_] | None = opened.labels
+        "(N,) class names as str, None where the domain is unlabelled; single unlabelled rows hold None"
+        self.classes: tuple[str, ...] | None = opened.classes
+        self.groups: dict[str, NDArray[np.object_]] = opened.groups
+        "column -> (N,) str, missing values are '(missing)'"
+        self.cluster: NDArray[np.object_] | None = opened.cluster
+        self.positive: str | None = opened.positive
+        "positive class of binary tasks, None where not declared"
+        self.notes: tuple[str, ...] = opened.notes
+        "what the reader guessed, left out or joined: goes to the caveats"
+        self.skipped: tuple[tuple[str, str], ...] = opened.skipped
+        "(file, reason) found unusable while opening (before any decoding)"
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def kind(self) -> str:
+        return self.samples.modality.kind
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return self.samples.ids
+
+    def __repr__(self) -> str:
+        labelled = "unlabelled" if self.labels is None else f"{len(self.classes or ())} classes"
+        return f"Domain({self.name!r}, {self.kind}, n={len(self)}, {labelled}, groups={list(self.groups)})"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is audited. Every part but ``adapted`` and ``target`` may be absent; what needs it is then ``not_evaluated``.
+
+    ``adapted``, ``base``, ``previous`` and ``controls`` accept bare ``nn.Module``s (then the target's class order is assumed, with a caveat).
+    ``controls`` : {"head": Model, "scratch": Model}. A control that equals the adapted model by design is listed in ``same_as_adapted``.
+    """
+
+    adapted: Model
+    target: Domain
+    base: Model | None = None
+    controls: Mapping[str, Model] = field(default_factory=dict)
+    previous: Model | None = None
+    source: Domain | None = None
+    train: Domain | None = None
+    validation: Domain | None = None
+    ood: Domain | None = None
+    record: AdaptationRecord | None = None
+    cues: tuple[Cue, ...] = ()
+    same_as_adapted: tuple[str, ...] = ()
+    run_dir: str | None = None
+    title: str | None = None
+
+    def __post_init__(self) -> None:
+        from tl_audit.models import as_model
+
+        classes = self.target.classes
+        for key in ("adapted", "base", "previous"):
+            value = getattr(self, key)
+            if value is not None:
+                # a base keeps its own classes; only a bare adapted/previous model may assume the target's
+                object.__setattr__(self, key, as_model(value, name=key, assume_classes=classes if key != "base" else None))
+        object.__setattr__(
+            self, "controls", {k: as_model(v, name=f"control:{k}", assume_classes=classes) for k, v in dict(self.controls).items()}
+        )
+
+    def model(self, key: str) -> Model | None:
+        """The model behind a key of MODEL_KEYS, None where absent."""
+        if key.startswith("control:"):
+            return self.controls.get(key.removeprefix("control:"))
+        value: Model | None = getattr(self, key)
+        return value
+
+    def domain(self, role: str) -> Domain | None:
+        """The domain behind a role of ROLES, None where absent."""
+        value: Domain | None = getattr(self, role)
+        return value
+
+    @cached_property
+    def models(self) -> dict[str, Model]:
+        """All models present, by key."""
+        return {key: m for key in MODEL_KEYS if (m := self.model(key)) is not None}
+
+    @cached_property
+    def domains(self) -> dict[str, Domain]:
+        """All domains present, by role."""
+        return {role: d for role in ROLES if (d := self.domain(role)) is not None}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes of the adapted model (in output order), else of the target."""
+        return self.adapted.classes or self.target.classes or ()
