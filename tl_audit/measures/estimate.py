@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -117,7 +118,7 @@ def limit_p(ladder: Ladder, *, maximum: float | None = None, minimum: float | No
     rows = sorted(zip((row[0] for row in ladder), gaps, strict=True), key=lambda r: -r[0])
     if rows[0][1] <= 0:
         return 1.0
-    for (a_out, g_out), (a_in, g_in) in zip(rows[:-1], rows[1:], strict=True):
+    for (a_out, g_out), (a_in, g_in) in itertools.pairwise(rows):
         if g_in <= 0:
             z_out, z_in = norm.isf(a_out / 2), norm.isf(a_in / 2)
             share = g_out / (g_out - g_in) if g_out != g_in else 1.0
