@@ -1,0 +1,122 @@
+"""``audit``: the front door in Python. Takes a subject, or a run directory, and gives a report."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tl_audit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tl_audit.checks.base import Check
+    from tl_audit.policy import Policy
+    from tl_audit.report import AuditReport
+    from tl_audit.subject import Domain, Subject
+
+DEFAULT_METHODS = ("grad_cam", "integrated_gradients", "kernel_shap", "lime")
+
+
+def audit(
+    subject: Subject | str | Path,
+    *,
+    policy: str | Path | Policy = "default",
+    checks: Sequence[Check] | None = None,
+    select: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    seed: int = 0,
+    device: str = "auto",
+    samples: str = "off",
+    methods: Sequence[str] | None = None,
+    declared: Mapping[str, Any] | None = None,
+    evidence_dir: str | Path | None = None,
+    target: Domain | None = None,
+    source: Domain | None = None,
+    train: Domain | None = None,
+    validation: Domain | None = None,
+    title: str | None = None,
+) -> AuditReport:
+    """Audit an adapted model and return the report.
+
+    Parameters
+    ----------
+    subject : a ``Subject``, or the path of a run directory written by ``adapt`` (then ``target`` is required)
+    policy : a profile's name ("default", "strict"), a TOML file, or a ``Policy``
+    checks : checks to run, by default the built-in ones; add your own as ``[*BUILTIN, mine]``
+    select, ignore : code prefixes, e.g. ``select=["TLA5"]``
+    seed : of every random draw; two audits with one seed give the same record but for the volatile keys
+    samples : "off" (default), "redacted" or "on": may pictures of samples appear in the report?
+    methods : explainers; by default those that suit the kind of data
+    declared : facts that only a person can state (purpose, owner, ...)
+    evidence_dir : where evidence is kept between audits; None: a temporary folder
+
+    Raises
+    ------
+    TLAuditError : an input that cannot be used, in one sentence
+    """
+    from tl_audit.checks import BUILTIN
+    from tl_audit.policy import Policy, load_policy
+    from tl_audit.report import AuditReport
+    from tl_audit.runner import run
+    from tl_audit.subject import Subject
+
+    if isinstance(subject, str | Path):
+        subject = subject_of_run(subject, target=target, source=source, train=train, validation=validation)
+    elif not isinstance(subject, Subject):
+        raise ConfigError(f"audit needs a Subject or the path of a run directory, not {type(subject).__name__}")
+    else:
+        given = {"target": target, "source": source, "train": train, "validation": validation}
+        subject = dataclasses.replace(subject, **{k: v for k, v in given.items() if v is not None})
+    resolved = policy if isinstance(policy, Policy) else load_policy(policy)
+    result = run(
+        subject,
+        policy=resolved,
+        checks=tuple(BUILTIN if checks is None else checks),
+        select=tuple(select),
+        ignore=tuple(ignore),
+        seed=seed,
+        device=device,
+        samples=samples,
+        methods=tuple(methods) if methods is not None else methods_for(subject),
+        declared=dict(declared or {}),
+        evidence_dir=evidence_dir,
+        title=title,
+    )
+    return AuditReport(result)
+
+
+def methods_for(subject: Subject) -> tuple[str, ...]:
+    """The default explainers that suit the target's kind of data (CAM needs a spatial layer)."""
+    if subject.target.kind == "tabular":
+        return tuple(m for m in DEFAULT_METHODS if m != "grad_cam")
+    return DEFAULT_METHODS
+
+
+def subject_of_run(
+    path: str | Path,
+    *,
+    target: Domain | None,
+    source: Domain | None = None,
+    train: Domain | None = None,
+    validation: Domain | None = None,
+) -> Subject:
+    """The subject of a run directory, with the domains given."""
+    from tl_audit.finetune import load_run
+    from tl_audit.subject import Subject
+
+    if target is None:
+        raise ConfigError(f"auditing the run {path} needs target=Domain(...): the data the adapted model will meet")
+    run = load_run(path)
+    return Subject(
+        adapted=run.adapted,
+        base=run.base,
+        controls=run.controls,
+        target=target,
+        source=source,
+        train=train,
+        validation=validation,
+        record=run.record,
+        same_as_adapted=run.same_as_adapted,
+        run_dir=str(path),
+    )
