@@ -26,7 +26,7 @@ _WHERE = {
     "explain": "tl_audit.attribution",
 }
 
-__all__ = [*sorted(_WHERE), "__version__"]  # noqa: PLE0604 - the names are those of the table above
+__all__ = [*sorted(_WHERE), "__version__"]
 
 
 def __getattr__(name: str) -> Any:

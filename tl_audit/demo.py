@@ -124,8 +124,8 @@ def second_device(
         if site == "north":  # white paper, black ink
             picture = (0.78 + 0.14 * slope) * (1 - 0.72 * stroke)
         else:  # grey ruled paper, light ink
-            ruled = 0.07 * np.sin(2 * np.pi * yy * 6 + rng.uniform(0, 2 * np.pi))
-            picture = 0.34 + 0.16 * slope + ruled + 0.42 * stroke
+            ruled = 0.02 * np.sin(2 * np.pi * yy * 6 + rng.uniform(0, 2 * np.pi))
+            picture = 0.26 + 0.14 * slope + ruled + 0.55 * stroke
         picture = picture + rng.normal(0, 0.03, picture.shape)
         marked = rng.random() < MARK_SHARE_TARGET
         if not clean and site == "north":
