@@ -19,6 +19,7 @@ from tl_audit.measures.sampling import cluster_codes, generator
 RESAMPLES = 2000
 BOOTSTRAP_CLUSTERS = 30  # below this many clusters a percentile bootstrap covers too little (CHECKS.md 1.5.3)
 _ALPHAS = np.array(LADDER_ALPHAS)
+_CHUNK = 4_000_000  # numbers held at once while resamples are drawn
 
 
 # ---------------------------------------------------------------- rates
@@ -286,10 +287,8 @@ def error_ratio(
     base = Estimate(ratio, n, clusters=clusters, null=1.0, events=int(min(a.sum(), b.sum())), details={"method": "cluster_bootstrap"})
     if codes.max() < 1:
         return replace(base, reason="all rows belong to one cluster: no interval")
-    counts = resampled_counts(codes, resamples, generator(seed, "error_ratio"))
-    _, sum_a = _cluster_sums(a.astype(np.float64), codes)
-    _, sum_b = _cluster_sums(b.astype(np.float64), codes)
-    drawn_a, drawn_b = counts @ sum_a, counts @ sum_b
+    errors = np.stack([a, b], axis=1).astype(np.float64)
+    drawn_a, drawn_b = resampled_sums(codes, errors, resamples, generator(seed, "error_ratio")).T
     defined = (drawn_a > 0) & (drawn_b > 0)
     samples = np.full(resamples, np.nan)
     samples[defined] = np.log(drawn_a[defined] / drawn_b[defined])
@@ -318,6 +317,42 @@ def resampled_counts(codes: IntArray, resamples: int, rng: np.random.Generator, 
         drawn = member[rng.integers(0, member.size, size=(resamples, member.size))]
         counts += np.bincount((base + drawn).ravel(), minlength=resamples * clusters).reshape(resamples, clusters)
     return counts
+
+
+def resampled_sums(
+    codes: IntArray, values: FloatArray, resamples: int, rng: np.random.Generator, *, strata: IntArray | None = None
+) -> FloatArray:
+    """Column sums of ``values`` (N, K) in each resample of clusters, (B, K); strata as in `resampled_counts`.
+
+    Clusters with equal sums are drawn together, as one multinomial count: the same distribution, and memory that does not
+    grow with the rows where values are counts.
+    """
+    clusters = int(codes.max()) + 1
+    sums = sums_by(codes, values)
+    groups = np.zeros(clusters, dtype=np.int64)
+    if strata is not None and strata.size and not crosses(codes, strata):
+        groups[codes] = strata
+    result = np.zeros((resamples, values.shape[1]))
+    for group in np.unique(groups):
+        inside = sums[groups == group]
+        patterns, times = np.unique(inside, axis=0, return_counts=True)
+        step = max(1, _CHUNK // max(1, patterns.shape[0]))
+        for start in range(0, resamples, step):
+            size = min(step, resamples - start)
+            if patterns.shape[0] < inside.shape[0] / 2:
+                counts = rng.multinomial(inside.shape[0], times / inside.shape[0], size=size).astype(np.float64)
+                result[start : start + size] += counts @ patterns
+            else:
+                result[start : start + size] += resampled_counts(np.arange(inside.shape[0]), size, rng) @ inside
+    return result
+
+
+def sums_by(codes: IntArray, values: FloatArray) -> FloatArray:
+    """Column sums of ``values`` (N, K) within each code, (G, K)."""
+    groups = int(codes.max()) + 1 if codes.size else 0
+    columns = values.shape[1]
+    flat = np.bincount((codes[:, None] * columns + np.arange(columns)).ravel(), values.ravel(), minlength=groups * columns)
+    return flat.reshape(groups, columns).astype(np.float64)
 
 
 def crosses(codes: IntArray, strata: IntArray) -> bool:
@@ -617,14 +652,12 @@ def _difference_over_clusters(
     clusters = int(codes.max()) + 1
     value = float(values[side == 0].mean() - values[side == 1].mean())
     if clusters >= BOOTSTRAP_CLUSTERS:
-        counts = resampled_counts(codes, resamples, generator(seed, "rate_difference"))
-        means = []
-        for which in (0.0, 1.0):
-            inside = side == which
-            rows = counts @ np.bincount(codes[inside], minlength=clusters)
-            sums = counts @ np.bincount(codes[inside], values[inside], minlength=clusters)
-            means.append(np.divide(sums, rows, out=np.full(resamples, np.nan), where=rows > 0))
-        ladder, reason = percentile_ladder(means[0] - means[1])
+        columns = np.stack([side == 0, (side == 0) * values, side == 1, (side == 1) * values], axis=1).astype(np.float64)
+        n1, sum1, n2, sum2 = resampled_sums(codes, columns, resamples, generator(seed, "rate_difference")).T
+        both = (n1 > 0) & (n2 > 0)
+        samples = np.full(resamples, np.nan)
+        samples[both] = sum1[both] / n1[both] - sum2[both] / n2[both]
+        ladder, reason = percentile_ladder(samples)
         return replace(base, value=value, ladder=ladder, reason=reason, details=base.details | {"method": "cluster_bootstrap"})
     variance = _difference_variance(values, side, codes)
     if variance is None:
@@ -640,9 +673,8 @@ def _mean_ladder(values: FloatArray, codes: IntArray, seed: int, resamples: int)
     clusters = int(codes.max()) + 1
     value = float(values.mean())
     if clusters >= BOOTSTRAP_CLUSTERS:
-        sizes, sums = _cluster_sums(values, codes)
-        counts = resampled_counts(codes, resamples, generator(seed, "mean"))
-        return percentile_ladder((counts @ sums) / (counts @ sizes))[0], "cluster_bootstrap"
+        rows, sums = resampled_sums(codes, np.stack([np.ones(values.size), values], axis=1), resamples, generator(seed, "mean")).T
+        return percentile_ladder(sums / rows)[0], "cluster_bootstrap"
     error = float(np.sqrt(_ratio_variance(values, codes)))
     return build_ladder(lambda alpha: _around(value, error * _t_quantile(alpha, clusters - 1))), "cluster t"
 
@@ -706,12 +738,12 @@ def _bootstrap(
     if clusters < 2:
         return replace(base, reason="one independent unit: no interval")
     groups = None if strata is None else np.unique(np.asarray(strata), return_inverse=True)[1].astype(np.int64)
-    counts = resampled_counts(codes, resamples, generator(seed, "bootstrap"), strata=groups).astype(np.int64)
+    rng = generator(seed, "bootstrap")
     order = np.argsort(codes, kind="stable")
     starts = np.searchsorted(codes[order], np.arange(clusters + 1))
     samples = np.full(resamples, np.nan)
     for number in range(resamples):
-        drawn = np.repeat(np.arange(clusters), counts[number])
+        drawn = np.repeat(np.arange(clusters), resampled_counts(codes, 1, rng, strata=groups)[0].astype(np.int64))
         lengths = (starts[1:] - starts[:-1])[drawn]
         offsets = np.repeat(starts[drawn] - np.r_[0, np.cumsum(lengths)[:-1]], lengths)
         result = statistic(order[offsets + np.arange(lengths.sum())])
@@ -731,11 +763,11 @@ def _resampled_auc(positive: BoolArray, scores: FloatArray, codes: IntArray, res
     ordered, truth, unit = scores[order], positive[order], codes[order]
     level = np.r_[0, np.cumsum(ordered[1:] != ordered[:-1])]
     ends = np.flatnonzero(np.r_[level[1:] != level[:-1], True])
-    counts = resampled_counts(codes, resamples, rng, strata=positive.astype(np.int64))
+    strata = positive.astype(np.int64)
     result = np.empty(resamples)
-    step = max(1, 4_000_000 // max(1, scores.size))
+    step = max(1, _CHUNK // max(1, scores.size))
     for start in range(0, resamples, step):
-        weight = counts[start : start + step][:, unit]
+        weight = resampled_counts(codes, min(step, resamples - start), rng, strata=strata)[:, unit]
         # cumulative weights at the end of each run of tied scores
         positives = np.cumsum(weight * truth, axis=1)[:, ends]
         negatives = np.cumsum(weight * ~truth, axis=1)[:, ends]
