@@ -742,12 +742,15 @@ def _bootstrap(
     order = np.argsort(codes, kind="stable")
     starts = np.searchsorted(codes[order], np.arange(clusters + 1))
     samples = np.full(resamples, np.nan)
-    for number in range(resamples):
-        drawn = np.repeat(np.arange(clusters), resampled_counts(codes, 1, rng, strata=groups)[0].astype(np.int64))
-        lengths = (starts[1:] - starts[:-1])[drawn]
-        offsets = np.repeat(starts[drawn] - np.r_[0, np.cumsum(lengths)[:-1]], lengths)
-        result = statistic(order[offsets + np.arange(lengths.sum())])
-        samples[number] = np.nan if result is None else result
+    step = max(1, _CHUNK // clusters)
+    for first in range(0, resamples, step):
+        counts = resampled_counts(codes, min(step, resamples - first), rng, strata=groups).astype(np.int64)
+        for number, times in enumerate(counts, start=first):
+            drawn = np.repeat(np.arange(clusters), times)
+            lengths = (starts[1:] - starts[:-1])[drawn]
+            offsets = np.repeat(starts[drawn] - np.r_[0, np.cumsum(lengths)[:-1]], lengths)
+            result = statistic(order[offsets + np.arange(lengths.sum())])
+            samples[number] = np.nan if result is None else result
     if plug_in is None:
         ladder, reason = percentile_ladder(samples)
         method = "cluster_bootstrap"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import combinations
 from math import comb
@@ -17,6 +18,7 @@ from tl_audit.measures.sampling import cluster_codes, generator
 
 RESAMPLES = 999
 _SIGN_PATTERNS = 2**12
+_CHUNK = 4_000_000  # numbers held at once while labellings are walked through
 
 
 def permutation_p(observed: float, null_values: ArrayLike, *, exhaustive: bool = False) -> float:
@@ -79,6 +81,12 @@ class Labellings:
     paired: bool
     clusters: tuple[int, int]
     reason: str | None
+
+    def values(self, statistic: Callable[[FloatArray], FloatArray]) -> FloatArray:
+        """``statistic(labels)`` of all labellings, (B,); labels arrive as numbers (b, U), some rows at a time."""
+        step = max(1, _CHUNK // max(1, self.observed.size))
+        parts = [statistic(self.labels[start : start + step].astype(np.float64)) for start in range(0, self.labels.shape[0], step)]
+        return np.concatenate(parts) if parts else np.zeros(0)
 
     def floor_reason(self, alpha: float = 0.05) -> str | None:
         """Why this test can say nothing at ``alpha``: no labellings, or so few that the least p-value exceeds alpha/2."""
@@ -188,9 +196,19 @@ def sign_flip_p(differences: ArrayLike, *, cluster: ArrayLike | None = None, res
         return 1.0
     if clusters <= 12:
         resamples = max(resamples, _SIGN_PATTERNS)
-    flips, exhaustive = _sign_patterns(sums.size, resamples, generator(seed, "sign_flip"))
-    null = np.abs(sums.sum() - 2 * (flips @ sums))
-    return permutation_p(abs(float(sums.sum())), null, exhaustive=exhaustive)
+    rng = generator(seed, "sign_flip")
+    observed = abs(float(sums.sum()))
+    if 2 ** min(sums.size, 30) <= resamples:
+        flips, _ = _sign_patterns(sums.size, resamples, rng)
+        return permutation_p(observed, np.abs(sums.sum() - 2 * (flips @ sums)), exhaustive=True)
+    # the signs of k equal sizes add up to a binomial count: the same distribution, in far less memory for 0/1 outcomes
+    sizes, times = np.unique(np.abs(sums), return_counts=True)
+    null = np.zeros(resamples)
+    step = max(1, _CHUNK // sizes.size)
+    for start in range(0, resamples, step):
+        rows = min(step, resamples - start)
+        null[start : start + rows] = np.abs((2 * rng.binomial(times, 0.5, size=(rows, sizes.size)) - times) @ sizes)
+    return permutation_p(observed, null)
 
 
 def mcnemar_p(only_first: int, only_second: int) -> float:
@@ -243,7 +261,7 @@ def mean_difference_p(
         inside, rows = labels @ sums, labels @ sizes
         return np.asarray(np.abs(inside / rows - (sums.sum() - inside) / (sizes.sum() - rows)), dtype=np.float64)
 
-    null = gap(labellings.labels.astype(np.float64))
+    null = labellings.values(gap)
     return judge_labellings(float(gap(labellings.observed[None].astype(np.float64))[0]), null, labellings)
 
 

@@ -178,7 +178,7 @@ def c2st(
             n1 = labels @ sizes
             return np.asarray((labels @ sums - n1 * (n1 + 1) / 2) / (n1 * (ranks.size - n1)), dtype=np.float64)
 
-        null = area(labellings.labels.astype(np.float64))
+        null = labellings.values(area)
         test = judge_labellings(float(area(labellings.observed[None].astype(np.float64))[0]), null, labellings)
     details = result.details | {"n_source": int((~held.second).sum()), "n_target": int(held.second.sum())}
     return replace(result, p_value=test.p_value, details=details | _test_details(test, labellings))
@@ -754,7 +754,7 @@ def _two_sample_test(
     if labellings.reason:
         return Estimate(value, n + m, clusters=clusters, details=details | {"p_reason": labellings.reason, **_counts(labellings)})
     kept = pooled[labellings.kept]
-    null = np.asarray(statistic(labellings, kept, labellings.labels.astype(np.float64)), dtype=np.float64)
+    null = labellings.values(lambda labels: statistic(labellings, kept, labels))
     observed = float(statistic(labellings, kept, labellings.observed[None].astype(np.float64))[0])
     test = judge_labellings(observed, null, labellings)
     high = test.null_quantile(1 - alpha / max(tests, 1)) or 0.0
@@ -836,8 +836,7 @@ def _psi(x: FloatArray, y: FloatArray, clusters: dict[str, Any], seed: int) -> E
         return Estimate(value, n + m, clusters=units, details=details | {"p_reason": labellings.reason})
     cell = np.eye(bins)[np.searchsorted(edges, np.r_[x, y][labellings.kept])]
     counts = sums_by(labellings.unit, cell)
-    labels = labellings.labels.astype(np.float64)
-    null = _stability((1 - labels) @ counts, labels @ counts)
+    null = labellings.values(lambda labels: _stability((1 - labels) @ counts, labels @ counts))
     details["null_high"] = float(np.quantile(null, 0.95))
     return Estimate(value, n + m, clusters=units, null=float(null.mean()), details=details)
 
