@@ -1,0 +1,502 @@
+"""Family 3: how good is the adapted model on the target, and can its confidence be believed?"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tl_audit.checks.base import Check, Context, check, exact, metric
+from tl_audit.checks.selection import Judged, judged
+from tl_audit.errors import NotEvaluated
+from tl_audit.evidence.base import Evidence
+from tl_audit.measures import calibration, classification, intervals
+from tl_audit.records.exhibits import Change, Column, Dot, Heatmap, Intervals, Line, Lines, Reference, Table
+from tl_audit.records.metrics import Measurement, Metric
+from tl_audit.subject import Subject
+
+NEEDS = ("adapted", "target.labels", "adapted@target")
+MOST_CLASSES_IN_GRID = 20
+
+
+@check("TLA301", "Overall performance", section="performance", severity="critical", needs=NEEDS)
+def overall_performance(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
+    """How good is the adapted model on the target, and is it better than guessing?
+
+    How it is measured: accuracy, balanced accuracy, macro F1, area under the ROC curve and average precision on the target;
+    the gain over always naming the class that is most frequent in the training data, paired by sample.
+
+    Why it matters: a model that is not better than guessing has no use, whatever else is said of it.
+
+    How to reduce the risk: more or better labelled target data, another base, fewer frozen layers.
+    """
+    rules, seed = context.rules, context.seed
+    rows = judged(evidence, "adapted", "target")
+    majority, origin = _majority(evidence, rows)
+    numbers = classification.overall(
+        rows.truth,
+        rows.predicted,
+        rows.probabilities,
+        classes=len(rows.classes),
+        majority=majority,
+        positive=_positive(evidence, rows),
+        cluster=rows.cluster,
+        seed=seed,
+    )
+    metrics = []
+    for name in ("accuracy", "balanced_accuracy", "f1_macro", "auroc", "average_precision", "majority_gain"):
+        metrics.append(metric(name, numbers[name], rules=rules, better="higher", family=name))
+    dots = tuple(
+        Dot(
+            label=m.name.replace("_", " "),
+            value=m.value,
+            interval=m.interval,
+            n=rows.n,
+            null=m.null,
+            note=m.reason if m.value is None else None,
+        )
+        for m in metrics
+        if m.name != "majority_gain"
+    )
+    accuracy = numbers["accuracy"]
+    figure = Intervals(
+        id="headline",
+        title=f"Accuracy {_percent(accuracy.value)} on {rows.n} target samples",
+        how_to_read="Dots are values, lines their intervals, the tick what guessing would give.",
+        alt=f"Accuracy of the adapted model on the target: {_percent(accuracy.value)}; always naming the most frequent class gives {_percent(accuracy.value - (numbers['majority_gain'].value or 0.0) if accuracy.value is not None else None)}.",
+        caption=f"n = {rows.n}; {rules.confidence:.0%} intervals; majority class taken from the {origin}.",
+        value_label="value",
+        dots=dots,
+    )
+    return Measurement(
+        summary=f"Accuracy {_percent(accuracy.value)} on {rows.n} target samples; {_signed(numbers['majority_gain'].value)} against always naming '{rows.classes[majority]}'.",
+        metrics=tuple(metrics),
+        exhibits=(figure,),
+        caveats=rows.caveats,
+        params={"decision_rule": "argmax", "majority_class": rows.classes[majority], "majority_from": origin, "seed": seed},
+    )
+
+
+@check("TLA302", "Against base or previous", section="performance", severity="critical", needs=(*NEEDS, "base|previous"))
+def against_base_or_previous(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
+    """Is the adapted model no worse than the model it replaces?
+
+    How it is measured: metrics of TLA301 of the adapted model minus those of the base (where it answers in the target's classes)
+    or of the previous model, on the same target samples, paired by sample.
+
+    Why it matters: whoever relied on the old model's right answers loses them in a worse one.
+
+    How to reduce the risk: keep the old model, distil it into the new one, or adapt less.
+    """
+    rules, seed = context.rules, context.seed
+    metrics: list[Metric] = []
+    dots: list[Dot] = []
+    changes: list[Change] = []
+    caveats: list[str] = []
+    parts: list[str] = []
+    for key in ("previous", "base"):
+        if subject.model(key) is None:
+            continue
+        try:
+            mask = evidence.usable("adapted", "target") & evidence.usable(key, "target")
+            mask &= (evidence.truth(key, "target") >= 0) & (evidence.truth("adapted", "target") >= 0)
+        except NotEvaluated as missing:
+            caveats.append(f"Not compared with the {key} model: {missing}.")
+            continue
+        cluster = evidence.cluster("target")
+        units = None if cluster is None else np.asarray(cluster)[mask]
+        ours, theirs = evidence.correct("adapted", "target")[mask], evidence.correct(key, "target")[mask]
+        change = intervals.paired_rate_difference(ours, theirs, cluster=units, seed=seed)
+        metrics.append(metric("accuracy_change", change, rules=rules, better="higher", slice={"against": key}, family="accuracy_change"))
+        for series, values in ((key, theirs), ("adapted", ours)):
+            rate = intervals.rate(values, cluster=units)
+            dots.append(
+                Dot(
+                    label=f"accuracy, against {key}",
+                    value=rate.value,
+                    interval=rate.interval(rules.confidence),
+                    series=series,
+                    n=rate.n,
+                    hollow=series == key,
+                )
+            )
+        changes.append(Change(label=f"accuracy, against {key}", value=change.value, interval=change.interval(rules.confidence)))
+        parts.append(f"accuracy {_signed(change.value)} against the {key} model")
+    if not metrics:
+        raise NotEvaluated(
+            "no common label space: " + (" ".join(caveats) or "no base or previous model") + " TLA401 compares with the controls instead"
+        )
+    figure = Intervals(
+        id="before-after",
+        title="Accuracy before and after, on the same target samples",
+        how_to_read="Hollow: before. Filled: the adapted model. The paired change at the right decides.",
+        alt="; ".join(parts) + ".",
+        caption=f"Paired by sample; {rules.confidence:.0%} intervals.",
+        value_label="accuracy",
+        dots=tuple(dots),
+        changes=tuple(changes),
+        share=True,
+    )
+    return Measurement(
+        summary="; ".join(parts).capitalize() + ".",
+        metrics=tuple(metrics),
+        exhibits=(figure,),
+        caveats=tuple(caveats),
+        params={"seed": seed},
+    )
+
+
+@check("TLA303", "Per class", section="performance", severity="high", needs=NEEDS)
+def per_class(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
+    """Which classes does the adapted model fail?
+
+    How it is measured: recall, precision and F1 of each class with their own denominators; the lowest recall with an interval
+    that allows for having been chosen among all classes.
+
+    Why it matters: a good average can hide a class that is never recognised.
+
+    How to reduce the risk: more training samples of the class, class weights, a balanced sampler.
+    """
+    rules, seed = context.rules, context.seed
+    rows = judged(evidence, "adapted", "target")
+    table = classification.per_class(rows.truth, rows.predicted, classes=len(rows.classes), cluster=rows.cluster, seed=seed)
+    metrics: list[Metric] = []
+    dots: list[Dot] = []
+    cells = []
+    chance = 1.0 / len(rows.classes)
+    for index, name in enumerate(rows.classes):
+        for kind in ("recall", "precision", "f1"):
+            estimate = table[kind][index]
+            metrics.append(metric(kind, estimate, rules=rules, better="higher", slice={"class": name}, family=f"{kind} by class"))
+        recall = table["recall"][index]
+        dots.append(Dot(label=name, value=recall.value, interval=recall.interval(rules.confidence), n=recall.n, note=recall.reason))
+        cells.append((name, recall.n, recall.value, table["precision"][index].value, table["f1"][index].value))
+    worst = classification.worst_class_recall(table["recall"], names=rows.classes)
+    metrics.append(metric("worst_class_recall", worst, rules=rules, better="higher"))
+    dots.sort(key=lambda d: (d.value is None, d.value or 0.0))
+    lowest = next((d for d in dots if d.value is not None), None)
+    figure = Intervals(
+        id="recall-by-class",
+        title=f"Recall by class, lowest first ({lowest.label}: {_percent(lowest.value)})" if lowest else "Recall by class",
+        how_to_read="Share of each class that is recognised, with its interval. The line is what guessing gives.",
+        alt=f"Lowest recall: {lowest.label}, {_percent(lowest.value)}." if lowest else "No class has samples.",
+        caption=f"n = {rows.n}; {rules.confidence:.0%} intervals.",
+        value_label="recall",
+        dots=tuple(dots),
+        references=(Reference(value=chance, label=f"guessing, 1/{len(rows.classes)}", role="null"),),
+        share=True,
+    )
+    listing = Table(
+        id="classes",
+        title="Recall, precision and F1 by class",
+        how_to_read="n counts the true samples of the class.",
+        alt="Table of all classes.",
+        caption=f"n = {rows.n}.",
+        columns=(
+            Column(name="class"),
+            Column(name="n", format="count"),
+            *(Column(name=k, format="number") for k in ("recall", "precision", "F1")),
+        ),
+        rows=tuple(cells),
+    )
+    summary = f"Lowest recall: {lowest.label} with {_percent(lowest.value)} of {lowest.n}." if lowest else "No class has samples."
+    return Measurement(summary=summary, metrics=tuple(metrics), exhibits=(figure, listing), caveats=rows.caveats, params={"seed": seed})
+
+
+@check("TLA304", "Confusion", section="performance", severity="info", needs=NEEDS, multiplicity="none")
+def confusion(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
+    """What is taken for what?
+
+    How it is measured: the table of true against predicted class; the five largest confusions as a share of their true class.
+
+    Why it matters: it names the mistake, which is where a remedy starts.
+
+    How to reduce the risk: look at samples of the named pair; check their labels first.
+    """
+    rules = context.rules
+    rows = judged(evidence, "adapted", "target")
+    counts = classification.confusion_matrix(rows.truth, rows.predicted, classes=len(rows.classes))
+    metrics: list[Metric] = []
+    off = counts.astype(np.int64).copy()
+    np.fill_diagonal(off, 0)
+    cells = []
+    for flat in np.argsort(-off, axis=None, kind="stable")[: 5 if len(rows.classes) <= MOST_CLASSES_IN_GRID else 20]:
+        i, j = divmod(int(flat), len(rows.classes))
+        if off[i, j] == 0:
+            break
+        hit = (rows.truth == i) & True
+        share = intervals.rate(rows.predicted[hit] == j, cluster=None if rows.cluster is None else rows.cluster[hit])
+        if len(cells) < 5:
+            metrics.append(
+                metric("top_confusion_share", share, rules=rules, slice={"class": rows.classes[i], "predicted": rows.classes[j]})
+            )
+        cells.append((rows.classes[i], rows.classes[j], int(off[i, j]), share.n, share.value))
+    if not metrics:
+        metrics.append(exact("top_confusion_share", 0.0, n={"target": rows.n}))
+    top = f"{cells[0][0]} taken for {cells[0][1]}, {cells[0][2]} of {cells[0][3]}" if cells else "no confusion at all"
+    exhibits: list[Heatmap | Table] = []
+    if len(rows.classes) <= MOST_CLASSES_IN_GRID:
+        totals = counts.sum(axis=1, keepdims=True)
+        share_rows = tuple(
+            tuple(None if totals[i, 0] == 0 else float(counts[i, j] / totals[i, 0]) for j in range(counts.shape[1]))
+            for i in range(counts.shape[0])
+        )
+        exhibits.append(
+            Heatmap(
+                id="confusion",
+                title=f"Largest confusion: {top}",
+                how_to_read="Rows are true classes, columns predicted ones; numbers are counts, the shade is the share of the row.",
+                alt=f"Confusion grid. Largest confusion: {top}.",
+                caption=f"n = {rows.n} target samples, adapted model.",
+                row_label="true class",
+                column_label="predicted class",
+                rows=rows.classes,
+                columns=rows.classes,
+                values=share_rows,
+                text=tuple(tuple(str(int(v)) for v in line) for line in counts),
+                value_label="share of the true class",
+                value_range=(0.0, 1.0),
+            )
+        )
+    exhibits.append(
+        Table(
+            id="largest-confusions",
+            title="Largest confusions",
+            how_to_read="Share: of the samples of the true class.",
+            alt=f"Largest confusion: {top}.",
+            caption=f"n = {rows.n} target samples.",
+            columns=(
+                Column(name="true"),
+                Column(name="predicted"),
+                Column(name="count", format="count"),
+                Column(name="of", format="count"),
+                Column(name="share", format="share"),
+            ),
+            rows=tuple(cells),
+        )
+    )
+    return Measurement(summary=f"Largest confusion: {top}.", metrics=tuple(metrics), exhibits=tuple(exhibits), caveats=rows.caveats)
+
+
+@check("TLA305", "Calibration", section="performance", severity="high", needs=NEEDS)
+def calibration_check(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
+    """Does a confidence of 0.8 mean right 8 times in 10?
+
+    How it is measured: debiased expected calibration error over 15 bins of equal mass fixed once, with a centred bootstrap;
+    the plain error beside what a perfectly calibrated model would show at this n; mean confidence minus accuracy; the temperature that validation data ask for.
+
+    Why it matters: people and thresholds act on the confidence; where it overstates, errors pass unseen.
+
+    How to reduce the risk: temperature scaling on held-out data, label smoothing, early stopping.
+    """
+    rules, seed = context.rules, context.seed
+    rows = judged(evidence, "adapted", "target")
+    result = calibration.calibrate(rows.probabilities, rows.truth, cluster=rows.cluster, seed=seed)
+    metrics = [
+        metric("ece2_debiased", result["ece2_debiased"], rules=rules, better="lower", min_n=1000),
+        metric("ece_debiased", result["ece_debiased"], rules=rules, better="lower", min_n=1000),
+        metric("ece_l1", result["ece_l1"], rules=rules, better="lower", reason="positive by construction: read it against its null band"),
+        metric("overconfidence", result["overconfidence"], rules=rules),
+        metric("classwise_ece_l1", result["classwise_ece_l1"], rules=rules, better="lower", reason="positive by construction"),
+    ]
+    caveats = list(rows.caveats)
+    try:
+        held = judged(evidence, "adapted", "validation")
+        metrics.append(
+            metric(
+                "temperature",
+                calibration.temperature(held.probabilities, held.truth, cluster=held.cluster, seed=seed),
+                rules=rules,
+                role="validation",
+            )
+        )
+    except NotEvaluated:
+        metrics.append(Metric(name="temperature", value=None, reason="no validation data: a temperature is fitted on validation data only"))
+    training = dict(subject.record.task) if subject.record is not None else {}
+    if training.get("class_weights") or training.get("sampler"):
+        caveats.append("Training re-weighted the classes: predicted probabilities follow the training prior, not the target's.")
+    bins = result["bins"]
+    band = result["null_band"]
+    figure = Lines(
+        id="reliability",
+        title="Confidence against accuracy",
+        how_to_read="On the diagonal a confidence is right as often as it says; below it the model says more than it keeps. Bars count samples.",
+        alt=f"Mean confidence minus accuracy: {_signed(result['overconfidence'].value)}.",
+        caption=f"n = {rows.n}; {len(bins)} bins of equal mass; {rules.confidence:.0%} intervals; the band of the plain error of a calibrated model at this n is {band[0]:.3f} to {band[1]:.3f}.",
+        x_label="mean confidence of the bin",
+        y_label="share right",
+        lines=(
+            Line(name="calibrated", x=(0.0, 1.0), y=(0.0, 1.0), role="reference"),
+            Line(
+                name="adapted model",
+                x=tuple(b.confidence for b in bins),
+                y=tuple(b.accuracy for b in bins),
+                low=tuple(b.low for b in bins),
+                high=tuple(b.high for b in bins),
+                mark="dot",
+            ),
+        ),
+        counts=tuple((b.confidence, b.n) for b in bins),
+        x_range=(0.0, 1.0),
+        y_range=(0.0, 1.0),
+    )
+    value = result["ece_debiased"].value
+    return Measurement(
+        summary=f"Debiased calibration error {_number(value)}; mean confidence minus accuracy {_signed(result['overconfidence'].value)}.",
+        metrics=tuple(metrics),
+        exhibits=(figure,),
+        caveats=tuple(caveats),
+        params={"bins": len(bins), "ece_l1_null_low": band[0], "ece_l1_null_high": band[1], "seed": seed},
+    )
+
+
+@check("TLA306", "Proper scores", section="performance", severity="medium", needs=NEEDS)
+def proper_scores(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
+    """How good are the probabilities as a whole?
+
+    How it is measured: Brier score (sum over classes, 0 to 2) and negative log-likelihood (nats) per sample; their skill against
+    always predicting the class shares of the training data.
+
+    Why it matters: these scores reward honest probabilities and cannot be gamed by a threshold.
+
+    How to reduce the risk: calibrate on held-out data; stop training earlier.
+    """
+    rules, seed = context.rules, context.seed
+    rows = judged(evidence, "adapted", "target")
+    prior, origin = _prior(evidence, rows)
+    scores = calibration.proper_scores(rows.probabilities, rows.truth, prior=prior, cluster=rows.cluster, seed=seed)
+    metrics = []
+    for name, better in (("brier", "lower"), ("nll", "lower"), ("brier_skill", "higher"), ("nll_skill", "higher")):
+        unit = "nats" if name == "nll" else None
+        metrics.append(metric(name, scores[name], rules=rules, better=better, unit=unit, min_n=300))  # type: ignore[arg-type]
+    parts = scores["murphy"]
+    table = Table(
+        id="murphy",
+        title="Parts of the Brier score (Murphy 1973)",
+        how_to_read="Reliability should be small, resolution large; uncertainty belongs to the data.",
+        alt="Reliability, resolution and uncertainty of the Brier score.",
+        caption=f"n = {rows.n}; top-label form.",
+        columns=(Column(name="part"), Column(name="value", format="number")),
+        rows=tuple((k, v) for k, v in parts.items()),
+    )
+    skill = scores["nll_skill"].value
+    return Measurement(
+        summary=f"Log-likelihood skill {_signed(skill)} against the class shares of the {origin}; Brier score {_number(scores['brier'].value)}.",
+        metrics=tuple(metrics),
+        exhibits=(table,),
+        caveats=rows.caveats,
+        params={
+            "prior_from": origin,
+            "floored_rows": int(scores["floored"]),
+            "floor": 1e-12,
+            "brier": "sum over classes, 0 to 2",
+            "seed": seed,
+        },
+    )
+
+
+@check("TLA308", "Train–test gap", section="performance", severity="medium", needs=(*NEEDS, "train.labels", "adapted@train"))
+def train_test_gap(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
+    """How much of its training performance does the model lose on new data?
+
+    How it is measured: accuracy on the training data (without augmentation) minus accuracy on the target, two independent samples.
+
+    Why it matters: a large gap means memorised samples or shortcuts that do not hold outside the training data.
+
+    How to reduce the risk: more data, augmentation, fewer trainable layers, a look at what the model relies on (TLA608, section explanations).
+    """
+    rules, seed = context.rules, context.seed
+    train, target = judged(evidence, "adapted", "train"), judged(evidence, "adapted", "target")
+    gap = intervals.rate_difference(
+        train.correct,
+        target.correct,
+        cluster_first=_paired_units(train, target)[0],
+        cluster_second=_paired_units(train, target)[1],
+        seed=seed,
+    )
+    n = {"train": train.n, "target": target.n}
+    loss = intervals.mean_difference(
+        calibration.sample_nll(target.probabilities, target.truth), calibration.sample_nll(train.probabilities, train.truth),
+        cluster_first=_paired_units(target, train)[0], cluster_second=_paired_units(target, train)[1],
+    )  # fmt: skip
+    metrics = (
+        metric("generalisation_gap", gap, rules=rules, better="lower", n=n),
+        metric("nll_gap", loss, rules=rules, better="lower", n=n, unit="nats"),
+    )
+    dots = []
+    for name, rows in (("train", train), ("target", target)):
+        rate = intervals.rate(rows.correct, cluster=rows.cluster)
+        dots.append(Dot(label=name, value=rate.value, interval=rate.interval(rules.confidence), n=rate.n))
+    figure = Intervals(
+        id="train-and-target",
+        title=f"Accuracy falls by {_percent(gap.value)} from training data to target",
+        how_to_read="Accuracy of the adapted model on the data it was trained on and on the target.",
+        alt=f"Train minus target accuracy: {_signed(gap.value)}.",
+        caption=f"n = {train.n} train, {target.n} target; {rules.confidence:.0%} intervals.",
+        value_label="accuracy",
+        dots=tuple(dots),
+        share=True,
+    )
+    caveats = (
+        *target.caveats,
+        "If target and training data differ in distribution (TLA501 compares source and target), the gap includes that shift.",
+    )
+    return Measurement(
+        summary=f"Accuracy on training data minus accuracy on the target: {_signed(gap.value)}.",
+        metrics=metrics,
+        exhibits=(figure,),
+        caveats=caveats,
+        params={"seed": seed},
+    )
+
+
+def _paired_units(first: Judged, second: Judged) -> tuple[np.ndarray | None, np.ndarray | None]:  # type: ignore[type-arg]
+    """Cluster ids of both sides, or none for either: intervals need them on both."""
+    if first.cluster is None or second.cluster is None:
+        return None, None
+    return first.cluster, second.cluster
+
+
+def _majority(evidence: Evidence, rows: Judged) -> tuple[int, str]:
+    """Index of the most frequent class, from the training data where their labels are known, else from the target."""
+    prior, origin = _prior(evidence, rows)
+    return int(np.argmax(prior)), origin
+
+
+def _prior(evidence: Evidence, rows: Judged) -> tuple[np.ndarray, str]:  # type: ignore[type-arg]
+    """Class shares in the model's output order, from the training data where known, else from the target."""
+    for role in ("train", "target"):
+        try:
+            truth = evidence.truth("adapted", role)
+        except NotEvaluated:
+            continue
+        counts = np.bincount(truth[truth >= 0], minlength=len(rows.classes)).astype(np.float64)
+        if counts.sum() > 0:
+            return counts / counts.sum(), "training data" if role == "train" else "target"
+    raise NotEvaluated("labels of the training data or the target")
+
+
+def _positive(evidence: Evidence, rows: Judged) -> int | None:
+    name = evidence.positive("target")
+    return rows.classes.index(name) if name in rows.classes else None
+
+
+def _percent(value: float | None) -> str:
+    return "not defined" if value is None else f"{value:.1%}"
+
+
+def _signed(value: float | None) -> str:
+    return "not defined" if value is None else f"{value:+.3f}"
+
+
+def _number(value: float | None) -> str:
+    return "not defined" if value is None else f"{value:.3f}"
+
+
+PERFORMANCE: tuple[Check, ...] = (
+    overall_performance,
+    against_base_or_previous,
+    per_class,
+    confusion,
+    calibration_check,
+    proper_scores,
+    train_test_gap,
+)

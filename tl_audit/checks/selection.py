@@ -1,0 +1,73 @@
+"""Which rows a check looks at: one mask for all metrics of a model on a domain, aligned by class name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl_audit.errors import NotEvaluated
+from tl_audit.evidence.base import Evidence
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Rows of a domain that are usable for a model and have a label, in the model's output order.
+
+    Attributes
+    ----------
+    rows : (N,) row numbers in the domain
+    truth, predicted : (N,) class index in the model's output order
+    probabilities : (N, C) float64, rows sum to 1
+    correct : (N,) bool
+    cluster : (N,) ids, None where rows are the units
+    classes : C names in the model's output order
+    left_out : rows left out, for the caveat
+    """
+
+    rows: NDArray[np.int64]
+    truth: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
+    correct: NDArray[np.bool_]
+    cluster: NDArray[Any] | None
+    classes: tuple[str, ...]
+    left_out: int
+
+    @property
+    def n(self) -> int:
+        return int(self.rows.size)
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        notes = []
+        if self.left_out:
+            notes.append(f"{self.left_out} rows are left out: unreadable, without finite outputs, or without a label of the model.")
+        if self.cluster is None:
+            notes.append("Rows are treated as independent: no cluster ids were given.")
+        return tuple(notes)
+
+
+def judged(evidence: Evidence, model: str, role: str) -> Judged:
+    """The rows on which ``model`` can be judged in ``role``; NotEvaluated where there are none."""
+    truth = evidence.truth(model, role)
+    mask = evidence.usable(model, role) & (truth >= 0)
+    rows = np.flatnonzero(mask)
+    if rows.size == 0:
+        raise NotEvaluated(f"labelled rows of the {role} with finite outputs of the {model} model")
+    cluster = evidence.cluster(role)
+    probabilities = np.asarray(evidence.probabilities(model, role)[rows], dtype=np.float64)
+    predicted = np.asarray(evidence.predictions(model, role)[rows], dtype=np.int64)
+    picked = np.asarray(truth[rows], dtype=np.int64)
+    return Judged(
+        rows=rows,
+        truth=picked,
+        predicted=predicted,
+        probabilities=probabilities,
+        correct=predicted == picked,
+        cluster=None if cluster is None else np.asarray(cluster)[rows],
+        classes=evidence.common_classes(model, role),
+        left_out=int(truth.size - rows.size),
+    )
