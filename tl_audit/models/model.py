@@ -25,6 +25,8 @@ class WeightsFile:
     reinitialised: tuple[str, ...] = ()
     declared: tuple[str, ...] = ()
     "tensors whose difference the record declares (a new head)"
+    notes: tuple[str, ...] = ()
+    "what was converted or filled in on the way (half precision, a wrapper's prefix, tied tensors): goes to the caveats"
 
 
 @dataclass(frozen=True)
