@@ -9,6 +9,7 @@ from tl_audit.checks.selection import Judged, judged
 from tl_audit.errors import NotEvaluated
 from tl_audit.evidence.base import Evidence
 from tl_audit.measures import calibration, classification, intervals
+from tl_audit.measures.estimate import Estimate
 from tl_audit.records.exhibits import Change, Column, Dot, Heatmap, Intervals, Line, Lines, Reference, Table
 from tl_audit.records.metrics import Measurement, Metric
 from tl_audit.subject import Subject
@@ -31,16 +32,20 @@ def overall_performance(subject: Subject, evidence: Evidence, context: Context) 
     rules, seed = context.rules, context.seed
     rows = judged(evidence, "adapted", "target")
     majority, origin = _majority(evidence, rows)
-    numbers = classification.overall(
-        rows.truth,
-        rows.predicted,
-        rows.probabilities,
-        classes=len(rows.classes),
-        majority=majority,
-        positive=_positive(evidence, rows),
-        cluster=rows.cluster,
-        seed=seed,
-    )
+    labels, c = rows.truth, len(rows.classes)
+    positive = _positive(evidence, rows)
+    numbers = {
+        "accuracy": classification.accuracy(labels, rows.predicted, classes=c, cluster=rows.cluster),
+        "balanced_accuracy": classification.balanced_accuracy(labels, rows.predicted, classes=c, cluster=rows.cluster, seed=seed),
+        "f1_macro": classification.f1_macro(labels, rows.predicted, classes=c, cluster=rows.cluster, seed=seed),
+        "auroc": classification.auroc(labels, rows.probabilities, cluster=rows.cluster, seed=seed),
+        "average_precision": Estimate(None, rows.n, "needs a binary task with a positive class")
+        if positive is None or c != 2
+        else classification.average_precision(labels == positive, rows.probabilities[:, positive], cluster=rows.cluster, seed=seed),
+        "majority_gain": classification.majority_gain(
+            labels, rows.predicted, classes=c, majority=majority, cluster=rows.cluster, seed=seed
+        ),
+    }
     metrics = []
     for name in ("accuracy", "balanced_accuracy", "f1_macro", "auroc", "average_precision", "majority_gain"):
         metrics.append(metric(name, numbers[name], rules=rules, better="higher", family=name))
@@ -157,19 +162,20 @@ def per_class(subject: Subject, evidence: Evidence, context: Context) -> Measure
     """
     rules, seed = context.rules, context.seed
     rows = judged(evidence, "adapted", "target")
-    table = classification.per_class(rows.truth, rows.predicted, classes=len(rows.classes), cluster=rows.cluster, seed=seed)
+    scores = classification.class_scores(rows.truth, rows.predicted, classes=len(rows.classes), cluster=rows.cluster, seed=seed)
     metrics: list[Metric] = []
     dots: list[Dot] = []
     cells = []
     chance = 1.0 / len(rows.classes)
     for index, name in enumerate(rows.classes):
         for kind in ("recall", "precision", "f1"):
-            estimate = table[kind][index]
-            metrics.append(metric(kind, estimate, rules=rules, better="higher", slice={"class": name}, family=f"{kind} by class"))
-        recall = table["recall"][index]
+            metrics.append(
+                metric(kind, getattr(scores[index], kind), rules=rules, better="higher", slice={"class": name}, family=f"{kind} by class")
+            )
+        recall = scores[index].recall
         dots.append(Dot(label=name, value=recall.value, interval=recall.interval(rules.confidence), n=recall.n, note=recall.reason))
-        cells.append((name, recall.n, recall.value, table["precision"][index].value, table["f1"][index].value))
-    worst = classification.worst_class_recall(table["recall"], names=rows.classes)
+        cells.append((name, recall.n, recall.value, scores[index].precision.value, scores[index].f1.value))
+    _, worst = classification.worst_class_recall(tuple(score.recall for score in scores))
     metrics.append(metric("worst_class_recall", worst, rules=rules, better="higher"))
     dots.sort(key=lambda d: (d.value is None, d.value or 0.0))
     lowest = next((d for d in dots if d.value is not None), None)
@@ -217,7 +223,7 @@ def confusion(subject: Subject, evidence: Evidence, context: Context) -> Measure
     metrics: list[Metric] = []
     off = counts.astype(np.int64).copy()
     np.fill_diagonal(off, 0)
-    cells = []
+    cells: list[tuple[str, str, int, int, float | None]] = []
     for flat in np.argsort(-off, axis=None, kind="stable")[: 5 if len(rows.classes) <= MOST_CLASSES_IN_GRID else 20]:
         i, j = divmod(int(flat), len(rows.classes))
         if off[i, j] == 0:
@@ -289,48 +295,63 @@ def calibration_check(subject: Subject, evidence: Evidence, context: Context) ->
     """
     rules, seed = context.rules, context.seed
     rows = judged(evidence, "adapted", "target")
-    result = calibration.calibrate(rows.probabilities, rows.truth, cluster=rows.cluster, seed=seed)
+    confidence, correct = calibration.top_label(rows.probabilities, rows.truth)
+    ece2 = calibration.ece2_debiased(confidence, correct, cluster=rows.cluster, seed=seed)
+    plain = calibration.ece_l1(confidence, correct, seed=seed)
+    over = calibration.overconfidence(confidence, correct, cluster=rows.cluster, seed=seed)
+    ece = calibration.ece_debiased(ece2)
+    positive_only = "positive by construction: read it against its null"
     metrics = [
-        metric("ece2_debiased", result["ece2_debiased"], rules=rules, better="lower", min_n=1000),
-        metric("ece_debiased", result["ece_debiased"], rules=rules, better="lower", min_n=1000),
-        metric("ece_l1", result["ece_l1"], rules=rules, better="lower", reason="positive by construction: read it against its null band"),
-        metric("overconfidence", result["overconfidence"], rules=rules),
-        metric("classwise_ece_l1", result["classwise_ece_l1"], rules=rules, better="lower", reason="positive by construction"),
+        metric("ece2_debiased", ece2, rules=rules, better="lower", min_n=1000),
+        metric("ece_debiased", ece, rules=rules, better="lower", min_n=1000),
+        metric("ece_l1", plain, rules=rules, better="lower", reason=positive_only),
+        metric("overconfidence", over, rules=rules),
+        metric(
+            "classwise_ece_l1",
+            calibration.classwise_ece_l1(rows.probabilities, rows.truth, seed=seed),
+            rules=rules,
+            better="lower",
+            reason=positive_only,
+        ),
     ]
     caveats = list(rows.caveats)
     try:
         held = judged(evidence, "adapted", "validation")
-        metrics.append(
-            metric(
-                "temperature",
-                calibration.temperature(held.probabilities, held.truth, cluster=held.cluster, seed=seed),
-                rules=rules,
-                role="validation",
-            )
-        )
+        logits = np.log(np.maximum(held.probabilities, calibration.FLOOR))
+        metrics.append(metric("temperature", calibration.temperature(logits, held.truth), rules=rules, role="validation"))
     except NotEvaluated:
         metrics.append(Metric(name="temperature", value=None, reason="no validation data: a temperature is fitted on validation data only"))
     training = dict(subject.record.task) if subject.record is not None else {}
     if training.get("class_weights") or training.get("sampler"):
         caveats.append("Training re-weighted the classes: predicted probabilities follow the training prior, not the target's.")
-    bins = result["bins"]
-    band = result["null_band"]
+    bins = calibration.reliability_bins(confidence, correct, seed=seed)
+    band = (plain.details["null_low"], plain.details["null_high"])
+    centres = tuple(b.confidence for b in bins)
+    spread = [intervals.wilson(round(b.accuracy * b.n), b.n).interval(rules.confidence) or (b.accuracy, b.accuracy) for b in bins]
     figure = Lines(
         id="reliability",
         title="Confidence against accuracy",
         how_to_read="On the diagonal a confidence is right as often as it says; below it the model says more than it keeps. Bars count samples.",
-        alt=f"Mean confidence minus accuracy: {_signed(result['overconfidence'].value)}.",
+        alt=f"Mean confidence minus accuracy: {_signed(over.value)}.",
         caption=f"n = {rows.n}; {len(bins)} bins of equal mass; {rules.confidence:.0%} intervals; the band of the plain error of a calibrated model at this n is {band[0]:.3f} to {band[1]:.3f}.",
         x_label="mean confidence of the bin",
         y_label="share right",
         lines=(
-            Line(name="calibrated", x=(0.0, 1.0), y=(0.0, 1.0), role="reference"),
+            Line(name="diagonal", x=(0.0, 1.0), y=(0.0, 1.0), role="reference"),
+            Line(
+                name="calibrated, 95 %",
+                x=centres,
+                y=centres,
+                low=tuple(b.null_low for b in bins),
+                high=tuple(b.null_high for b in bins),
+                role="null",
+            ),
             Line(
                 name="adapted model",
-                x=tuple(b.confidence for b in bins),
+                x=centres,
                 y=tuple(b.accuracy for b in bins),
-                low=tuple(b.low for b in bins),
-                high=tuple(b.high for b in bins),
+                low=tuple(bounds[0] for bounds in spread),
+                high=tuple(bounds[1] for bounds in spread),
                 mark="dot",
             ),
         ),
@@ -338,9 +359,9 @@ def calibration_check(subject: Subject, evidence: Evidence, context: Context) ->
         x_range=(0.0, 1.0),
         y_range=(0.0, 1.0),
     )
-    value = result["ece_debiased"].value
+    value = ece.value
     return Measurement(
-        summary=f"Debiased calibration error {_number(value)}; mean confidence minus accuracy {_signed(result['overconfidence'].value)}.",
+        summary=f"Debiased calibration error {_number(value)}; mean confidence minus accuracy {_signed(over.value)}.",
         metrics=tuple(metrics),
         exhibits=(figure,),
         caveats=tuple(caveats),
@@ -362,20 +383,26 @@ def proper_scores(subject: Subject, evidence: Evidence, context: Context) -> Mea
     rules, seed = context.rules, context.seed
     rows = judged(evidence, "adapted", "target")
     prior, origin = _prior(evidence, rows)
-    scores = calibration.proper_scores(rows.probabilities, rows.truth, prior=prior, cluster=rows.cluster, seed=seed)
+    p, y, units = rows.probabilities, rows.truth, rows.cluster
+    scores = {
+        "brier": calibration.brier(p, y, cluster=units),
+        "nll": calibration.nll(p, y, cluster=units),
+        "brier_skill": calibration.brier_skill(p, y, prior=prior, cluster=units, seed=seed),
+        "nll_skill": calibration.nll_skill(p, y, prior=prior, cluster=units, seed=seed),
+    }
     metrics = []
     for name, better in (("brier", "lower"), ("nll", "lower"), ("brier_skill", "higher"), ("nll_skill", "higher")):
         unit = "nats" if name == "nll" else None
         metrics.append(metric(name, scores[name], rules=rules, better=better, unit=unit, min_n=300))  # type: ignore[arg-type]
-    parts = scores["murphy"]
+    parts = calibration.murphy_parts(p, y)
     table = Table(
         id="murphy",
         title="Parts of the Brier score (Murphy 1973)",
         how_to_read="Reliability should be small, resolution large; uncertainty belongs to the data.",
         alt="Reliability, resolution and uncertainty of the Brier score.",
-        caption=f"n = {rows.n}; top-label form.",
+        caption=f"n = {rows.n}; equal-mass bins of each class's probability.",
         columns=(Column(name="part"), Column(name="value", format="number")),
-        rows=tuple((k, v) for k, v in parts.items()),
+        rows=() if parts is None else tuple((k.replace("_", " "), float(v)) for k, v in parts._asdict().items()),
     )
     skill = scores["nll_skill"].value
     return Measurement(
@@ -385,7 +412,7 @@ def proper_scores(subject: Subject, evidence: Evidence, context: Context) -> Mea
         caveats=rows.caveats,
         params={
             "prior_from": origin,
-            "floored_rows": int(scores["floored"]),
+            "floored_rows": int(scores["nll"].details["floored"]),
             "floor": 1e-12,
             "brier": "sum over classes, 0 to 2",
             "seed": seed,
@@ -414,7 +441,7 @@ def train_test_gap(subject: Subject, evidence: Evidence, context: Context) -> Me
     )
     n = {"train": train.n, "target": target.n}
     loss = intervals.mean_difference(
-        calibration.sample_nll(target.probabilities, target.truth), calibration.sample_nll(train.probabilities, train.truth),
+        calibration.nll_rows(target.probabilities, target.truth), calibration.nll_rows(train.probabilities, train.truth),
         cluster_first=_paired_units(target, train)[0], cluster_second=_paired_units(target, train)[1],
     )  # fmt: skip
     metrics = (
