@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from scipy import special, stats
 
 from tl_audit.errors import DataError
 from tl_audit.measures.arrays import finite_vector, same_length, truth_vector
-from tl_audit.measures.estimate import LADDER_ALPHAS, BoolArray, Estimate, FloatArray, IntArray, Ladder, build_ladder
+from tl_audit.measures.estimate import LADDER_ALPHAS, BoolArray, Estimate, FloatArray, IntArray, Ladder, build_ladder, interval_at
 from tl_audit.measures.permutation import mcnemar_p, sign_flip_p, two_proportion_p
 from tl_audit.measures.sampling import cluster_codes, generator
 
@@ -294,6 +294,39 @@ def error_ratio(
     samples[defined] = np.log(drawn_a[defined] / drawn_b[defined])
     ladder, reason = percentile_ladder(samples)
     return replace(base, reason=reason, ladder=tuple((alpha, float(np.exp(low)), float(np.exp(high))) for alpha, low, high in ladder))
+
+
+def bonferroni(estimate: Estimate, tests: int) -> Estimate:
+    """The estimate with each interval taken at alpha/tests: for the one of ``tests`` estimates that the data picked out.
+
+    Levels that the ladder cannot resolve are left out. A p-value is multiplied by ``tests``.
+    """
+    if tests < 1:
+        raise DataError(f"tests is {tests}: expected at least 1")
+    rows = [(alpha, interval_at(estimate.ladder, alpha / tests)) for alpha in LADDER_ALPHAS]
+    ladder = tuple((alpha, *interval) for alpha, interval in rows if interval is not None)
+    reason = estimate.reason
+    if estimate.ladder and not ladder:
+        reason = f"the intervals do not reach the level that {tests} choices need"
+    p = None if estimate.p_value is None else min(1.0, tests * estimate.p_value)
+    return replace(estimate, ladder=ladder, reason=reason, p_value=p, details=estimate.details | {"bonferroni": tests})
+
+
+def mover_mean(parts: Sequence[Estimate]) -> Ladder:
+    """Intervals of the plain mean of independent estimates, by recovering variances from theirs (as [I2]); levels all of them have."""
+    known = [part for part in parts if part.value is not None and part.ladder]
+    if not known or len(known) < len(parts):
+        return ()
+    values = np.array([part.value for part in known], dtype=np.float64)
+    rows = []
+    for alpha in LADDER_ALPHAS:
+        bounds = [interval_at(part.ladder, alpha) for part in known]
+        inside = np.array([bound for bound in bounds if bound is not None], dtype=np.float64)
+        if inside.shape[0] == values.size:
+            low = float(values.mean() - np.sqrt(((values - inside[:, 0]) ** 2).sum()) / values.size)
+            high = float(values.mean() + np.sqrt(((inside[:, 1] - values) ** 2).sum()) / values.size)
+            rows.append((alpha, low, high))
+    return tuple(rows)
 
 
 # ---------------------------------------------------------------- bootstrap
@@ -707,9 +740,8 @@ def _tango_statistic(delta: FloatArray, b: int, c: int, n: int) -> FloatArray:
     q = (np.sqrt(np.maximum(second**2 - 8 * n * third, 0.0)) - second) / (4 * n)
     variance = n * np.maximum(2 * q + delta * (1 - delta), 0.0)
     distance = b - c - n * delta
-    with np.errstate(divide="ignore", invalid="ignore"):
-        score = distance / np.sqrt(variance)
-    return np.where(variance > 0, score, np.sign(distance) * np.inf) if np.any(variance <= 0) else score
+    # without variance the score is infinite, unless the distance is 0 as well
+    return np.asarray(distance / np.sqrt(np.maximum(variance, np.finfo(np.float64).tiny)), dtype=np.float64)
 
 
 def _defined(samples: FloatArray) -> tuple[FloatArray, str | None]:

@@ -194,7 +194,7 @@ def sign_flip_p(differences: ArrayLike, *, cluster: ArrayLike | None = None, res
     sums = sums[sums != 0]  # a zero sum keeps its value under either sign
     if sums.size == 0:
         return 1.0
-    if clusters <= 12:
+    if sums.size <= 12:
         resamples = max(resamples, _SIGN_PATTERNS)
     rng = generator(seed, "sign_flip")
     observed = abs(float(sums.sum()))
@@ -206,8 +206,12 @@ def sign_flip_p(differences: ArrayLike, *, cluster: ArrayLike | None = None, res
     null = np.zeros(resamples)
     step = max(1, _CHUNK // sizes.size)
     for start in range(0, resamples, step):
-        rows = min(step, resamples - start)
-        null[start : start + rows] = np.abs((2 * rng.binomial(times, 0.5, size=(rows, sizes.size)) - times) @ sizes)
+        shape = (min(step, resamples - start), sizes.size)
+        heads = rng.binomial(times, 0.5, size=shape) if sizes.size < sums.size / 2 else None
+        if heads is None:
+            sizes, times = np.abs(sums), np.ones(sums.size, dtype=np.int64)
+            heads = rng.integers(0, 2, size=(shape[0], sums.size), dtype=np.int8)
+        null[start : start + shape[0]] = np.abs((2.0 * heads - times) @ sizes)
     return permutation_p(observed, null)
 
 
