@@ -48,7 +48,7 @@ def borrowed(module: nn.Module | Model, *, train: bool = False, parameters: bool
 
 
 def _lazy(tensor: torch.Tensor) -> bool:
-    return isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin)
+    return isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer)
 
 
 def _keep_module(module: nn.Module) -> Undo:
@@ -111,7 +111,7 @@ def _as_bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 def _keep_randomness() -> Undo:
     python, numpy, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002  the caller's global state
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
 
     def restore() -> None:
         random.setstate(python)

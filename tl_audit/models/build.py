@@ -210,7 +210,7 @@ def swap_head(
         new = _new_head(old, num_classes, path, squeezenet=type(module).__name__ == "SqueezeNet")
         setattr(_get(module, parent), name, new)
     if isinstance(getattr(module, "num_classes", None), int):
-        module.num_classes = num_classes
+        module.num_classes = num_classes  # type: ignore[assignment]  # torch types attributes as tensors or modules
     return paths
 
 
@@ -401,7 +401,7 @@ def _refuse_extra(prefix: str, arch: str) -> None:
 
 def _classes_in(tensors: dict[str, torch.Tensor], arch: str, encoding: TableEncoding | None, settings: dict[str, Any]) -> int:
     """Number of outputs of the head in a file, for architectures whose head is known."""
-    prefix, _, name = arch.partition(":")
+    prefix = arch.partition(":")[0]
     paths: tuple[str, ...] = ("head",) if prefix == "tl_audit" else ()
     if prefix == "torchvision":
         with torch.device("meta"):

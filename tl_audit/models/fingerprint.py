@@ -7,7 +7,6 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -67,9 +66,9 @@ def nonfinite(source: nn.Module | Tensors) -> dict[str, int]:
     return found
 
 
-def _bytes(tensor: torch.Tensor) -> memoryview:
+def _bytes(tensor: torch.Tensor) -> bytes | memoryview:
     flat = tensor.to("cpu").contiguous().reshape(-1)
     raw = flat.view(torch.uint8).numpy()
     if sys.byteorder == "big" and flat.element_size() > 1:
         raw = raw.reshape(-1, flat.element_size())[:, ::-1].copy().reshape(-1)
-    return memoryview(np.ascontiguousarray(raw)).cast("B") if raw.size else memoryview(b"")
+    return raw.tobytes() if not raw.flags.c_contiguous else raw.data

@@ -110,7 +110,8 @@ def sniff(path: str | Path) -> Format:
 
 
 def _sniff_zip(path: Path) -> Format:
-    names = [info.filename for info in _zip_records(path)]
+    records = _zip_records(path)
+    names = [info.filename for info in records]
     inner = {name.partition("/")[2] for name in names} | set(names)
     if any("aotinductor" in name or name.endswith((".so", ".cubin")) for name in inner):
         return "aotinductor"
@@ -118,18 +119,18 @@ def _sniff_zip(path: Path) -> Format:
         return "pt2"
     if "constants.pkl" in inner or any(name.startswith("code/") for name in inner):
         return "torchscript"
-    if sum(name == "data.pkl" or name.endswith("/data.pkl") for name in names) == 1:
-        return "pickle"
     if any(name.endswith(".npy") for name in names):
         raise WeightsError(f"{path} is a NumPy .npz archive: only PyTorch weights are read, best as safetensors")
-    raise WeightsError(
-        f"{path} is a zip archive without a data.pkl, so not a file of torch.save: archives are not unpacked, name the weight file itself"
-    )
+    if sum(name == "data.pkl" or name.endswith("/data.pkl") for name in names) != 1:
+        raise WeightsError(
+            f"{path} is a zip archive without a data.pkl, so not a file of torch.save: archives are not unpacked, name the weight file itself"
+        )
+    _require_plain_records(path, records)
+    return "pickle"
 
 
 def _zip_records(path: Path) -> list[zipfile.ZipInfo]:
-    """Directory of a zip that torch may have written: refuses what torch never writes (compressed, encrypted, overlapping, doubled)."""
-    size = path.stat().st_size
+    """Directory of a zip archive; nothing is unpacked."""
     try:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
@@ -139,23 +140,28 @@ def _zip_records(path: Path) -> list[zipfile.ZipInfo]:
         ) from error
     if len(records) > _ZIP_RECORDS:
         raise WeightsError(f"{path} lists {len(records)} records, more than {_ZIP_RECORDS}")
+    return records
+
+
+def _require_plain_records(path: Path, records: Sequence[zipfile.ZipInfo]) -> None:
+    """Refuse what torch.save never writes: compressed, encrypted, overlapping or doubled records."""
+    size = path.stat().st_size
     for info in records:
         if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
             raise WeightsError(
-                f"{path} holds a compressed record ({info.filename!r}), which torch never writes: a small file may unpack to anything, so it is refused"
+                f"{path} holds a compressed record ({info.filename!r}), which torch.save never writes: a small file may unpack to anything, "
+                "so it is refused"
             )
         if info.flag_bits & 0x1:
-            raise WeightsError(f"{path} holds an encrypted record ({info.filename!r}), which torch never writes")
+            raise WeightsError(f"{path} holds an encrypted record ({info.filename!r}), which torch.save never writes")
         if info.header_offset + info.file_size > size:
             raise WeightsError(f"{path} is cut off: record {info.filename!r} reaches beyond its end")
-    if sum(info.file_size for info in records) > size:
-        raise WeightsError(
-            f"{path} has {size} bytes, its records claim {sum(i.file_size for i in records)}: they overlap, so it is refused"
-        )
+    claimed = sum(info.file_size for info in records)
+    if claimed > size:
+        raise WeightsError(f"{path} has {size} bytes, its records claim {claimed}: they overlap, so it is refused")
     names = [info.filename for info in records]
     if len(names) != len(set(names)):
         raise WeightsError(f"{path} holds two records of one name, so two readers could see two files: it is refused")
-    return records
 
 
 def _check_safetensors(path: Path, size: int, cap: int) -> dict[str, Any]:
@@ -282,9 +288,14 @@ def _read_pickle(path: Path, sha256: str, *, trusted: bool) -> tuple[Any, tuple[
             f"upgrade torch, or {_how_to_resave(path)}"
         )
     wanted = _unsafe_globals(path)
+    if not _torch_wrote(path):
+        asks = f", and asks for {', '.join(wanted)}" if wanted else ""
+        raise WeightsError(
+            f"{path} (sha256 {sha256}) is a Python pickle that torch.save did not write{asks}; it is not opened: {_how_to_resave(path)}"
+        )
     if wanted and not trusted:
         raise WeightsError(_refusal(path, sha256, "pickle", wanted))
-    allowed = [_resolve(name, path) for name in wanted]
+    allowed: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [_resolve(name, path) for name in wanted]
     try:
         with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location="cpu", weights_only=True), wanted
@@ -309,7 +320,9 @@ def _read_torchscript(path: Path) -> Any:
 def _unsafe_globals(path: Path) -> tuple[str, ...]:
     """Names that a pickle asks for and torch's restricted reader does not allow. Lists them without loading anything."""
     try:
-        if zipfile.is_zipfile(path):
+        with open(path, "rb") as file:
+            is_zip = file.read(4) == b"PK\x03\x04"
+        if is_zip:
             records = [i for i in _zip_records(path) if i.filename.endswith("/data.pkl") or i.filename == "data.pkl"]
             if any(info.file_size > _PICKLE_BYTES for info in records):
                 raise WeightsError(f"{path}: its pickle has {records[0].file_size} bytes, more than names and shapes need; it is refused")
@@ -323,6 +336,11 @@ def _unsafe_globals(path: Path) -> tuple[str, ...]:
             f"{path} is a pickle that is cut off or damaged ({type(error).__name__}): fetch it again, or {_how_to_resave(path)}"
         ) from None
     return tuple(sorted(set(names)))
+
+
+def _torch_wrote(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(len(_LEGACY_TORCH)).startswith((b"PK\x03\x04", _LEGACY_TORCH))
 
 
 def _legacy_globals(path: Path) -> set[str]:
@@ -376,7 +394,7 @@ def _refusal(path: Path, sha256: str, form: str, wanted: Sequence[str] = ()) -> 
         "aotinductor": "is an AOTInductor package, which is native code",
     }[form]
     trust = f" If you trust its origin, name it by its hash: --trust {sha256}." if form in ("pickle", "torchscript") else ""
-    return f"{path} (sha256 {sha256}) {what}, so it is not loaded. Ask its author, or {_how_to_resave(path)}.{trust}"
+    return f"{path} (sha256 {sha256}) {what}, so it is not loaded. Ask its author for safetensors, or {_how_to_resave(path)}.{trust}"
 
 
 def _how_to_resave(path: Path) -> str:
