@@ -1,4 +1,4 @@
-"""Policy: limits as data, sample-size rules, declarations wanted, waivers. Judging: measurement -> finding."""
+"""Rules: the part of a policy that checks receive (never its limits)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ class Rules(Record):
 
     confidence: float = Field(default=0.95, gt=0.5, lt=1.0)
     alpha: float = Field(default=0.05, gt=0.0, lt=0.5)
-    rule: Literal["interval", "point"] = "interval"
+    rule: Literal["interval", "interval+test", "point"] = "interval"
+    "of every limit that names none"
     min_n: int = Field(default=30, ge=1)
     min_clusters: int = Field(default=10, ge=2)
     suppress_below: int = Field(default=10, ge=0)

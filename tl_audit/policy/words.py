@@ -1,0 +1,83 @@
+"""Numbers and names in the plain words of reasons: rounding as REPORT.md (c) asks, n and units spelt out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from tl_audit.records.base import Pair
+from tl_audit.records.metrics import Metric
+
+if TYPE_CHECKING:
+    from tl_audit.policy.limits import Bound
+
+MOST_DECIMALS = 4
+
+
+def amount(value: float | None, decimals: int | None = None) -> str:
+    """``0.031``, ``12``, ``-0.4``; with ``decimals`` exactly that many."""
+    if value is None:
+        return "not defined"
+    if decimals is not None:
+        text = f"{value:.{decimals}f}"
+        return text.removeprefix("-") if float(text) == 0 else text
+    if float(value).is_integer() and abs(value) < 1e15:
+        return str(int(value))
+    return f"{value:.4g}"
+
+
+def decimals_for(value: float, interval: Pair | None, limit: float | None = None) -> int:
+    """Decimals up to the first significant digit of the half-width, at most 4; one more if rounding would cross the limit."""
+    if interval is None:
+        return 3
+    half = (interval[1] - interval[0]) / 2
+    digits = MOST_DECIMALS if half <= 0 else min(MOST_DECIMALS, max(0, -math.floor(math.log10(half))))
+    if limit is not None and any(_crosses(x, digits, limit) for x in (value, *interval)):
+        digits += 1
+    return digits
+
+
+def _crosses(value: float, digits: int, limit: float) -> bool:
+    rounded = round(value, digits)
+    return (value > limit) != (rounded > limit) or (value < limit) != (rounded < limit)
+
+
+def measured(metric: Metric, interval: Pair | None, confidence: float | None, *, limit: Bound | None = None) -> str:
+    """``0.72 (95 % CI 0.63 to 0.80; n = 118)``"""
+    value = metric.value
+    if value is None:
+        return f"not defined ({metric.reason})"
+    at = None if limit is None else math.copysign(limit.value, value) if limit.kind == "abs" else limit.value
+    digits = decimals_for(value, interval, at)
+    parts = []
+    if interval is not None:
+        level = f"{100 * (confidence or 0.95):.4g}"
+        parts.append(f"{level} % CI {amount(interval[0], digits)} to {amount(interval[1], digits)}")
+    if metric.n:
+        parts.append("n = " + " and ".join(str(n) for n in metric.n.values()))
+    if metric.clusters:
+        parts.append(f"{min(metric.clusters.values())} clusters")
+    unit = f" {metric.unit}" if metric.unit else ""
+    return f"{amount(value, digits)}{unit}" + (f" ({'; '.join(parts)})" if parts else "")
+
+
+def metric_words(name: str) -> str:
+    """``accuracy_gap`` -> ``accuracy gap``"""
+    return name.replace("_", " ")
+
+
+def slice_words(slice: Mapping[str, str]) -> str:
+    """`` for sex = female, site = north``; empty without a slice."""
+    return "" if not slice else " for " + ", ".join(f"{k} = {v}" for k, v in sorted(slice.items()))
+
+
+def units(metric: Metric) -> str:
+    return "clusters" if metric.clusters else "samples"
+
+
+def listed(names: Sequence[str], *, most: int) -> str:
+    """``a, b, c and 4 more``"""
+    shown = list(names[:most])
+    rest = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {rest} more" if rest else "")
