@@ -37,7 +37,7 @@ class Inputs:
     background: torch.Tensor | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Attribution:
     """How much each input part counted for one output, per sample.
 
@@ -74,6 +74,54 @@ class Attribution:
     def __len__(self) -> int:
         return len(self.targets)
 
+    def __repr__(self) -> str:
+        shape = " x ".join(str(side) for side in self.values.shape[1:])
+        lines = [
+            f"Attribution({self.method}, {len(self)} sample(s), maps of {shape}, {self.budget} model evaluations per sample, seed {self.seed})"
+        ]
+        if self.layer is not None:
+            lines.append(f"  layer: {self.layer} ({self.layer_reason})")
+        if len(self.blank) and self.blank.any():
+            lines.append(f"  no signal in {int(self.blank.sum())} of {len(self)} maps")
+        if self.completeness is not None and len(self):
+            lines.append(f"  largest completeness residual: {float(np.nanmax(np.abs(self.completeness))):.3g}")
+        lines.append(f"  quality: {'not checked' if self.quality is None else self.quality.text}")
+        lines += [f"  note: {caveat}" for caveat in self.caveats[:4]]
+        for i in range(min(len(self), 8)):
+            target = str(self.targets[i]) if self.target_names is None else self.target_names[i]
+            mine = self.player_values[i]
+            names = self.inputs.players.names or tuple(f"part {k}" for k in range(len(mine)))
+            top = sorted(range(len(mine)), key=lambda k: (-abs(mine[k]) if np.isfinite(mine[k]) else 0.0, k))[:3]
+            shown = "no signal" if len(self.blank) and self.blank[i] else ", ".join(f"{names[k]} {mine[k]:+.3g}" for k in top)
+            lines.append(f"  {self.inputs.ids[i]} -> {target}: {shown}")
+        if len(self) > 8:
+            lines.append(f"  ... and {len(self) - 8} more")
+        return "\n".join(lines)
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """One row per sample and input part: id, target, part, value, standard_error (None where not estimated)."""
+        rows: list[dict[str, Any]] = []
+        for i, mine in enumerate(self.player_values):
+            names = self.inputs.players.names or tuple(f"part {k}" for k in range(len(mine)))
+            error = None if self.standard_error is None else self.standard_error[i]
+            for k, value in enumerate(mine):
+                rows.append(
+                    {
+                        "id": self.inputs.ids[i],
+                        "target": int(self.targets[i]) if self.target_names is None else self.target_names[i],
+                        "part": names[k],
+                        "value": float(value) if np.isfinite(value) else None,
+                        "standard_error": float(error[k]) if error is not None and np.isfinite(error[k]) else None,
+                    }
+                )
+        return rows
+
+    def to_frame(self) -> Any:  # Any: pandas is imported late
+        """``to_rows`` as a pandas DataFrame."""
+        import pandas as pd
+
+        return pd.DataFrame(self.to_rows())
+
     def _repr_html_(self) -> str:
         from importlib import import_module
 
@@ -84,12 +132,22 @@ class Attribution:
 class Explainer(Protocol):
     """A frozen dataclass whose fields are its settings. Touches the model only through ``models.borrowed``."""
 
-    name: str
-    signed: bool
-    stochastic: bool
-    complete: bool
-    "promises that values sum to f(x) - f(baseline)"
-    needs_gradients: bool
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def signed(self) -> bool: ...
+
+    @property
+    def stochastic(self) -> bool: ...
+
+    @property
+    def complete(self) -> bool:
+        """Promises that values sum to f(x) - f(baseline)."""
+        ...
+
+    @property
+    def needs_gradients(self) -> bool: ...
 
     def __call__(
         self, model: Model, inputs: Inputs, targets: NDArray[np.int64], *, seed: int, budget: int, batch_size: int

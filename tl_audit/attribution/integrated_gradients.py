@@ -1,0 +1,88 @@
+"""Integrated gradients: the gradient, averaged on the straight way from a baseline to the input, times the difference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tl_audit.attribution.base import Attribution, Inputs
+from tl_audit.attribution.evaluation import baseline_of, evaluating
+from tl_audit.attribution.maps import blank_maps, from_elements, without_nonfinite
+from tl_audit.errors import ConfigError, ModelError
+from tl_audit.models.model import Model
+
+_STEPS = 50
+
+
+@dataclass(frozen=True)
+class IntegratedGradients:
+    """Signed values in units of the logit that add up to f(x) - f(baseline); what is left over is ``completeness``.
+
+    Computed by captum with Gauss-Legendre nodes. A step is one forward and one backward pass: two model evaluations.
+
+    Attributes
+    ----------
+    steps : nodes of the quadrature; None: 50, or half the budget where that is less
+    baseline : the input that stands for "nothing there" (one, or one per sample); None: that of the kind of data
+
+    References
+    ----------
+    Sundararajan et al. (2017). Axiomatic attribution for deep networks. arXiv:1703.01365
+    """
+
+    steps: int | None = None
+    baseline: torch.Tensor | None = None
+
+    name: ClassVar[str] = "integrated_gradients"
+    signed: ClassVar[bool] = True
+    stochastic: ClassVar[bool] = False
+    complete: ClassVar[bool] = True
+    needs_gradients: ClassVar[bool] = True
+
+    def __call__(self, model: Model, inputs: Inputs, targets: NDArray[np.int64], *, seed: int, budget: int, batch_size: int) -> Attribution:
+        from captum.attr import IntegratedGradients as Captum
+
+        steps = self.steps if self.steps is not None else max(1, min(_STEPS, (budget - 2) // 2))
+        if steps < 1:
+            raise ConfigError(f"integrated_gradients needs at least one step, not {steps}")
+        baseline = baseline_of(inputs, self.baseline)
+        parts, residual = [], []
+        with evaluating(model, batch_size=batch_size) as evaluator:
+            captum = Captum(evaluator.logits, multiply_by_inputs=True)
+            for i in range(0, len(inputs.tensor), evaluator.batch_size):
+                x, start = (
+                    evaluator.prepare(inputs.tensor[i : i + evaluator.batch_size]),
+                    evaluator.prepare(baseline[i : i + evaluator.batch_size]),
+                )
+                to = targets[i : i + evaluator.batch_size]
+                with torch.enable_grad():
+                    try:
+                        values = captum.attribute(
+                            x.clone(), start.clone(), target=torch.as_tensor(to, device=x.device), n_steps=steps, method="gausslegendre",
+                            internal_batch_size=max(evaluator.batch_size, len(x)),
+                        )  # fmt: skip
+                    except RuntimeError as error:
+                        if "does not require grad" in str(error) or "not have been used in the graph" in str(error):
+                            raise ModelError(
+                                "the model gives no gradients (no_grad, inference_mode or quantised inside its forward): use kernel_shap or lime, which need none"
+                            ) from error
+                        raise
+                change = evaluator.scores(x, to) - evaluator.scores(start, to)
+                total = values.detach().double().reshape(len(x), -1).sum(dim=1).cpu().numpy()
+                parts.append(values.detach().cpu())
+                residual.append(total - change)
+        values = torch.cat(parts).double()
+        if inputs.players.shape == "image" and values.ndim == 4:
+            values = values.sum(dim=1)
+        elements, players = from_elements(values, inputs.players)
+        elements = without_nonfinite(elements)
+        return Attribution(
+            values=elements, player_values=players, targets=targets, method=self.name, inputs=inputs, signed=True, seed=seed,
+            budget=2 * steps + 2, completeness=np.concatenate(residual), blank=blank_maps(elements),
+            params={"steps": steps, "quadrature": "gauss-legendre", "baseline": "given" if self.baseline is not None else "kind of data", "output": "logit"},
+            caveats=tuple(sorted(evaluator.notes)),
+        )  # fmt: skip

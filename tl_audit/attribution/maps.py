@@ -1,0 +1,61 @@
+"""From raw values to an Attribution's maps: elements and players are two views of one map; blank maps are found here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tl_audit.modality.base import Players
+
+PlayerValues = tuple[NDArray[np.float64], ...]
+
+# A map whose largest difference is below this share of its largest value shows nothing but rounding.
+_RELATIVE = 1e-6
+_ABSOLUTE = 1e-12
+
+
+def from_elements(values: torch.Tensor, players: Players) -> tuple[NDArray[np.float64], PlayerValues]:
+    """Maps and player values of elementwise values (N, *spatial) or (N, D): a player's value is the sum of its elements."""
+    values = values.detach().double().cpu()
+    pooled = tuple(players.pool(values))
+    if players.shape == "columns":
+        return np.stack(pooled), pooled
+    return values.numpy(), pooled
+
+
+def from_players(values: Sequence[NDArray[np.float64]], players: Players) -> tuple[NDArray[np.float64], PlayerValues]:
+    """Maps and player values of values per player: on an image a player's value is spread evenly over its area, so that maps still sum to it."""
+    pooled = tuple(np.asarray(v, dtype=np.float64) for v in values)
+    if players.shape == "columns":
+        return np.stack(pooled), pooled
+    shared = []
+    for i, v in enumerate(pooled):
+        area = np.bincount(players.assignment[i].reshape(-1).cpu().numpy(), minlength=len(v))
+        shared.append(v / np.maximum(area, 1))
+    return players.spread(shared), pooled
+
+
+def blank_maps(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(N,) maps that are zero, constant or not finite: they show nothing and are never averaged in."""
+    flat = values.reshape(len(values), -1)
+    finite = np.asarray(np.isfinite(flat).all(axis=1))
+    safe: NDArray[np.float64] = np.where(finite.reshape(-1, 1), flat, 0.0)
+    if safe.shape[1] == 0:
+        return np.ones(len(values), dtype=bool)
+    size = np.abs(safe).max(axis=1)
+    spread = safe.max(axis=1) - safe.min(axis=1)
+    # one column alone has no spread: only zero is blank there
+    constant = (spread <= _RELATIVE * size) & (safe.shape[1] > 1)
+    blank: NDArray[np.bool_] = ~finite | (size <= _ABSOLUTE) | constant
+    return blank
+
+
+def without_nonfinite(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The maps, with every non-finite map all NaN (half a map is not a map)."""
+    broken = ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+    out = values.copy()
+    out[broken] = np.nan
+    return out
