@@ -1,0 +1,110 @@
+"""AuditReport: a thin front of one AuditResult for notebooks and scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tl_audit.records.findings import STATUSES, WORST_FIRST, AuditResult, Finding, Outcome
+from tl_audit.records.schema import to_json
+from tl_audit.report.text import shorten, visible
+
+__all__ = ["AuditReport"]
+
+
+@dataclass(frozen=True, repr=False)
+class AuditReport:
+    """A view of one audit: shows itself in a notebook, saves itself, gives its findings as data.
+
+    Examples
+    --------
+    ``report["TLA501"].metrics["mmd2"].interval`` · ``report.to_frame()`` · ``report.save("reports/insects")``
+    """
+
+    result: AuditResult
+    _saved: list[Path] = field(default_factory=list, compare=False)
+
+    def __getitem__(self, code: str) -> Finding:
+        return self.result[code]
+
+    def __len__(self) -> int:
+        return len(self.result.findings)
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        return self.result.findings
+
+    @property
+    def outcome(self) -> Outcome:
+        return self.result.outcome
+
+    @property
+    def json(self) -> str:
+        """The text of report.json."""
+        return to_json(self.result)
+
+    @property
+    def html(self) -> str:
+        """The page: one file, no script."""
+        from tl_audit.report.html import render_html
+
+        return render_html(self.result)
+
+    @property
+    def path(self) -> Path | None:
+        """Where the page was last saved, None before."""
+        return self._saved[-1] if self._saved else None
+
+    def save(self, out_dir: str | Path, *, formats: Iterable[str] = ("html", "json")) -> dict[str, Path]:
+        """Write report.html, report.json and manifest.json into a folder; the paths by format."""
+        from tl_audit.report.writing import save
+
+        paths = save(self.result, out_dir, formats=formats)
+        self._saved.append(paths.get("html", paths["json"]))
+        return paths
+
+    def show(self, *, height: int = 900) -> Any:  # Any: IPython's display object, its types are not known here
+        """The whole page in a notebook cell, in a frame that can run nothing."""
+        from html import escape
+
+        try:
+            from IPython.display import HTML, display
+        except ImportError as error:
+            from tl_audit.errors import MissingExtra
+
+            raise MissingExtra(
+                'report.show() needs a notebook: pip install ipykernel. Or report.save("reports/x") and open the page'
+            ) from error
+        frame = f'<iframe sandbox="" width="100%" height="{int(height)}" title="tl_audit report" srcdoc="{escape(self.html, quote=True)}"></iframe>'
+        return display(HTML(frame))
+
+    def to_frame(self) -> Any:  # Any: a pandas DataFrame, imported late
+        """One row per finding: code, section, title, status, severity, reason."""
+        return self.result.to_frame()
+
+    def __repr__(self) -> str:
+        """At most 20 lines: title, outcome, counts, the most urgent findings, what to call next."""
+        out = self.result.outcome
+        lines = [
+            f"AuditReport: {shorten(visible(self.result.title), 90)}",
+            shorten(visible(out.sentence), 160),
+            "  ".join(f"{s.replace('_', ' ')} {out.counts.get(s, 0)}" for s in STATUSES),
+        ]
+        urgent = [f for f in self.result.findings if f.status in ("fail", "error", "warn", "inconclusive", "review")]
+        urgent.sort(key=lambda f: WORST_FIRST.index(f.status))
+        for f in urgent[:8]:
+            lines.append(f"  {f.status:<13} {f.code} {shorten(visible(f.title), 40)}: {shorten(visible(f.reason), 100)}")
+        if len(urgent) > 8:
+            lines.append(f"  and {len(urgent) - 8} more")
+        lines.append('Next: report["CODE"], report.to_frame(), report.save("DIR"), report.show()')
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        from tl_audit.report.notebook import fragment
+
+        return fragment(self)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Mapping[str, str]:  # Any: IPython's filters
+        return {"text/html": self._repr_html_(), "text/plain": repr(self)}
