@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_audit.modality.base import Cue, Samples
+from tl_audit.errors import DataError
+from tl_audit.modality.base import Cue, RawBatch, Samples
 from tl_audit.models.model import Model
 from tl_audit.records.adaptation import AdaptationRecord
 
@@ -18,6 +19,24 @@ Role = Literal["target", "source", "train", "validation", "ood"]
 ROLES: tuple[Role, ...] = ("target", "source", "train", "validation", "ood")
 MODEL_KEYS: tuple[str, ...] = ("adapted", "base", "previous", "control:head", "control:scratch")
 MISSING = "(missing)"
+
+
+class SubsetSamples:
+    """Some rows of other samples, in the order given."""
+
+    def __init__(self, whole: Samples, rows: NDArray[np.int64]) -> None:
+        self.whole = whole
+        self.rows = rows
+        self.modality = whole.modality
+        self.caps = whole.caps
+        self.ids = tuple(whole.ids[int(r)] for r in rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, rows: NDArray[np.int64]) -> RawBatch:
+        batch = self.whole.read(self.rows[np.asarray(rows, dtype=np.int64)])
+        return replace(batch, rows=np.asarray(rows, dtype=np.int64))
 
 
 class Domain:
@@ -30,8 +49,8 @@ class Domain:
         or ready ``Samples``
     labels : (N,) class names (or integers with ``classes``); None: taken from the data where it holds them, else unlabelled
     classes : class names in order; None: the sorted names found
-    groups : column name -> (N,) values; None, NaN and "" become "(missing)", a group of its own
-    cluster : (N,) ids of patient, site, document; rows of one cluster are not independent
+    groups : name -> (N,) values, or a list of columns and ``{"column": "age", "bins": [45, 55]}``; None, NaN and "" become "(missing)", a group of its own
+    cluster : (N,) ids of patient, site, document, or the name of a column; rows of one cluster are not independent
     kind : "image", "tabular", "tensor"; None: found from the data
     options : further reader options (metadata, label column, column roles, label_map, positive, caps): see ``modality.open_data``
 
@@ -47,20 +66,23 @@ class Domain:
         *,
         labels: Sequence[Any] | NDArray[Any] | None = None,
         classes: Sequence[str] | None = None,
-        groups: Mapping[str, Sequence[Any] | NDArray[Any]] | None = None,
-        cluster: Sequence[Any] | NDArray[Any] | None = None,
+        groups: Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None = None,
+        cluster: Sequence[Any] | NDArray[Any] | str | None = None,
         kind: str | None = None,
         **options: Any,
     ) -> None:
         from tl_audit.modality import open_data
 
-        opened = open_data(data, kind=kind, labels=labels, classes=classes, groups=groups, cluster=cluster, **options)
+        try:
+            opened = open_data(data, kind=kind, labels=labels, classes=classes, groups=groups, cluster=cluster, **options)
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from error
         self.name = name
         self.samples: Samples = opened.samples
         self.labels: NDArray[np.object_] | None = opened.labels
         "(N,) class names as str, None where the domain is unlabelled; single unlabelled rows hold None"
         self.classes: tuple[str, ...] | None = opened.classes
-        self.groups: dict[str, NDArray[np.object_]] = opened.groups
+        self.groups: dict[str, NDArray[np.object_]] = dict(opened.groups or {})
         "column -> (N,) str, missing values are '(missing)'"
         self.cluster: NDArray[np.object_] | None = opened.cluster
         self.positive: str | None = opened.positive
@@ -80,6 +102,30 @@ class Domain:
     @property
     def ids(self) -> tuple[str, ...]:
         return self.samples.ids
+
+    def subset(self, rows: Sequence[int] | NDArray[Any], *, name: str | None = None) -> Domain:
+        """The domain of these rows (numbers in the order wanted, or a mask of all rows); classes stay those of the whole."""
+        picked = np.asarray(rows)
+        if picked.dtype == np.bool_:
+            if picked.shape != (len(self),):
+                raise DataError(f"{self.name}: a mask of {picked.shape} rows was given, there are {len(self)}")
+            picked = np.flatnonzero(picked)
+        picked = picked.astype(np.int64)
+        if picked.ndim != 1 or len(set(picked.tolist())) != len(picked):
+            raise DataError(f"{self.name}: a subset needs row numbers, each at most once")
+        if len(picked) and not (picked.min() >= 0 and picked.max() < len(self)):
+            raise DataError(
+                f"{self.name}: row {picked.min() if picked.min() < 0 else picked.max()} of a subset is not among the {len(self)} rows"
+            )
+        part = object.__new__(Domain)
+        part.name = self.name if name is None else name
+        part.samples = SubsetSamples(self.samples, picked)
+        part.labels = None if self.labels is None else self.labels[picked]
+        part.classes, part.positive = self.classes, self.positive
+        part.groups = {column: values[picked] for column, values in self.groups.items()}
+        part.cluster = None if self.cluster is None else self.cluster[picked]
+        part.notes, part.skipped = self.notes, self.skipped
+        return part
 
     def __repr__(self) -> str:
         labelled = "unlabelled" if self.labels is None else f"{len(self.classes or ())} classes"

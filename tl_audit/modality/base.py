@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tl_audit.errors import DataError
 from tl_audit.records.exhibits import Bar, Picture
 from tl_audit.records.preprocessing import InputSpec
 
@@ -45,6 +46,9 @@ class Samples(Protocol):
     modality: Modality
     ids: tuple[str, ...]
     "stable sample ids (relative file name, row id), unique"
+
+    caps: Caps
+    "the collector calls ``caps.refuse_above`` with the read errors of the whole domain"
 
     def __len__(self) -> int: ...
 
@@ -96,6 +100,25 @@ class Cue:
 
 
 MaskMethod = Literal["mean", "blur", "noisy_linear", "zero", "marginal"]
+MASK_METHODS: tuple[MaskMethod, ...] = ("mean", "blur", "noisy_linear", "zero", "marginal")
+
+
+@dataclass(frozen=True)
+class Caps:
+    """Bounds of what is read. ``pixels`` per image, ``rows`` and ``bytes`` per table (decoded), ``bad_fraction`` of unusable samples per domain."""
+
+    pixels: int = 89_478_485  # where Pillow itself begins to warn of a decompression bomb
+    rows: int = 20_000_000
+    bytes: int = 4 * 2**30
+    bad_fraction: float = 0.10
+
+    def refuse_above(self, bad: Mapping[str, str], n: int, what: str) -> None:
+        """Raise DataError if more than ``bad_fraction`` of ``n`` samples are unusable. ``bad``: id -> reason; the first 20 are listed."""
+        if n == 0 or len(bad) <= self.bad_fraction * n:
+            return
+        listed = "; ".join(f"{name}: {reason}" for name, reason in list(bad.items())[:20])
+        more = f"; and {len(bad) - 20} more" if len(bad) > 20 else ""
+        raise DataError(f"{len(bad)} of {n} {what}, the cap is {self.bad_fraction:.0%} (caps.bad_fraction): {listed}{more}")
 
 
 class Modality(Protocol):
@@ -115,6 +138,10 @@ class Modality(Protocol):
 
     def encode(self, batch: RawBatch, spec: InputSpec | None) -> torch.Tensor:
         """Model inputs (B, ...), float32, of the readable samples only, in order. May hold non-finite values (counted by the collector)."""
+        ...
+
+    def spec_notes(self, samples: Samples, spec: InputSpec | None) -> tuple[str, ...]:
+        """What this preprocessing does to these samples that a reader must know (a column the domain lacks, unseen categories); () if nothing."""
         ...
 
     def players(self, inputs: torch.Tensor, spec: InputSpec | None, *, most: int = 49, seed: int = 0) -> Players:

@@ -1,0 +1,675 @@
+"""Images: files, arrays and PIL pictures read as uint8 RGB, encoded, cut into superpixels, masked, marked with cues, drawn."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tl_audit.errors import DataError
+from tl_audit.measures.sampling import generator
+from tl_audit.modality.base import Caps, Cue, MaskMethod, Modality, Players, RawBatch, Samples
+from tl_audit.modality.imputation import blurred, linear_fill, seeded_noise
+from tl_audit.modality.options import require_known
+from tl_audit.modality.pictures import as_picture, map_over
+from tl_audit.modality.tabular import removed_entries
+from tl_audit.records.exhibits import Bar, Picture
+from tl_audit.records.preprocessing import InputSpec, Preprocessing, TableEncoding
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"))
+# pictures to a person, but not to this reader: they become samples that cannot be read, so that they are counted
+UNREAD_SUFFIXES = frozenset(
+    (".heic", ".heif", ".avif", ".jp2", ".psd", ".svg", ".ico", ".dcm", ".nii", ".ppm", ".pgm", ".raw", ".exr", ".tga")
+)
+ORIENTATION = 0x0112
+LUMA = np.array([0.299, 0.587, 0.114])
+PROPERTY_SIDE = 128  # sharpness is measured at this size
+SLIC_SIDE = 112  # superpixels are found at this size and laid back on the input
+GRID_SIDE = 16  # up to this side the players are a grid
+DECODERS = min(4, os.cpu_count() or 1)
+
+Pixels = NDArray[np.uint8]
+
+
+# ---------------------------------------------------------------- decoding
+
+
+class _Refused(Exception):
+    """One picture that is not used; its text is the reason."""
+
+
+def decode(picture: Any, caps: Caps, opened: Callable[[], Any] | None = None) -> tuple[Pixels, dict[str, Any]]:  # Any: a PIL image
+    """A PIL picture as uint8 RGB (H, W, 3), upright, with the facts of the file."""
+    from PIL import Image, ImageOps
+
+    width, height = picture.size
+    if width * height > caps.pixels:
+        raise _Refused(f"{width} x {height} pixels are more than the cap of {caps.pixels:,} (caps.pixels)")
+    file_type = "JPEG" if picture.format == "MPO" else picture.format
+    frames = getattr(picture, "n_frames", 1)
+    if frames > 1 and picture.format != "MPO":  # a phone's MPO is a JPEG with a preview behind it
+        raise _Refused(
+            f"{'holds' if file_type == 'TIFF' else 'is animated:'} {frames} {'pages' if file_type == 'TIFF' else 'frames'}; give still images"
+        )
+    picture.load()
+    orientation = int(picture.getexif().get(ORIENTATION, 1) or 1)
+    facts = {
+        "file_type": file_type or "array",
+        "mode": picture.mode,
+        "orientation": orientation,
+        "exif_rotated": orientation in range(2, 9),
+    }
+    upright = ImageOps.exif_transpose(picture) if facts["exif_rotated"] else picture
+    mode = upright.mode
+    if mode in ("I;16", "I;16B", "I;16L", "I;16N", "I"):
+        wide = np.asarray(upright).astype(np.int64)
+        if wide.min() < 0 or wide.max() > 65535:
+            raise _Refused("32-bit pixels have no known range; save the image with 8 or 16 bits")
+        grey = ((wide + 128) // 257).astype(np.uint8)
+        pixels = np.repeat(grey[..., None], 3, axis=-1)
+    elif mode == "F":
+        raise _Refused("floating-point pixels have no known range; save the image with 8 or 16 bits")
+    elif mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in upright.info:
+        # what lies under transparent pixels is arbitrary: they are seen on white paper
+        rgba = upright.convert("RGBA")
+        facts["alpha"] = rgba.getextrema()[3][0] < 255
+        paper = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        pixels = np.asarray(Image.alpha_composite(paper, rgba).convert("RGB"))
+    else:
+        pixels = np.asarray(upright.convert("RGB"))
+    facts |= {"width": pixels.shape[1], "height": pixels.shape[0]}
+    return np.ascontiguousarray(pixels, dtype=np.uint8), facts
+
+
+def decode_file(path: Path, caps: Caps) -> tuple[Pixels | None, str | None, dict[str, Any]]:
+    """(pixels, None, facts) or (None, reason, {})."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        if path.stat().st_size == 0:
+            return None, "empty file (0 bytes)", {}
+        with Image.open(path, formats=FORMATS) as picture:
+            pixels, facts = decode(picture, caps)
+        return pixels, None, facts
+    except _Refused as refused:
+        return None, str(refused), {}
+    except UnidentifiedImageError:
+        return None, f"not an image in one of the formats read here ({', '.join(FORMATS)})", {}
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return None, "more pixels than a picture should have (decompression bomb)", {}
+    except FileNotFoundError:
+        return None, "the file is gone", {}
+    except PermissionError:
+        return None, "no permission to read the file", {}
+    # Pillow's decoders raise these on damaged files, by format and version
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+        TypeError,
+        IndexError,
+        KeyError,
+        OverflowError,
+        MemoryError,
+        ZeroDivisionError,
+    ) as error:
+        reason = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
+        return None, f"cannot be decoded: {reason[:160]}", {}
+
+
+def _each(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:  # Any: paths or rows in, decode results out
+    """``function`` over the items, in threads where there are many: decoders let go of the interpreter lock."""
+    with warnings.catch_warnings():
+        from PIL import Image
+
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        if len(items) < 8 or DECODERS == 1:
+            return [function(item) for item in items]
+        with ThreadPoolExecutor(DECODERS) as pool:
+            return list(pool.map(function, items))
+
+
+def pixels_of(value: Any, caps: Caps) -> tuple[Pixels | None, str | None, dict[str, Any]]:  # Any: array, tensor or PIL picture
+    """One picture given in memory: a PIL picture, or uint8 (H, W) or (H, W, 1 | 3 | 4)."""
+    if hasattr(value, "getexif"):
+        try:
+            pixels, facts = decode(value, caps)
+        except (_Refused, OSError, ValueError) as error:
+            return None, str(error), {}
+        return pixels, None, facts
+    array = value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        return None, f"an array of {array.dtype} {tuple(array.shape)}: expected uint8 (H, W) or (H, W, 1, 3 or 4)", {}
+    if array.ndim == 3 and array.shape[2] == 4:
+        alpha = array[..., 3:].astype(np.float64) / 255
+        array = (array[..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
+    if array.ndim == 2:
+        array = array[..., None]
+    pixels = np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
+    facts = {
+        "file_type": "array",
+        "mode": "array",
+        "orientation": 1,
+        "exif_rotated": False,
+        "width": pixels.shape[1],
+        "height": pixels.shape[0],
+    }
+    return pixels, None, facts
+
+
+def _batch(rows: NDArray[np.int64], read: Sequence[tuple[Pixels | None, str | None, dict[str, Any]]]) -> RawBatch:
+    return RawBatch(rows=rows, items=[r[0] for r in read], errors=[r[1] for r in read], facts=[r[2] for r in read])
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Image files below one folder; ids are their relative paths with forward slashes."""
+
+    root: Path
+    ids: tuple[str, ...]
+    caps: Caps = field(default_factory=Caps)
+    metadata: Mapping[str, NDArray[np.object_]] = field(default_factory=dict)
+    "joined metadata columns (boxes, ...): name -> (N,) text or None"
+    modality: Modality = field(default_factory=lambda: IMAGE)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def read(self, rows: NDArray[np.int64]) -> RawBatch:
+        rows = np.asarray(rows, dtype=np.int64)
+        return _batch(rows, _each(partial(decode_file, caps=self.caps), [self.root / self.ids[int(r)] for r in rows]))
+
+
+@dataclass(frozen=True)
+class ImageArrays:
+    """Pictures in memory, or a data set that gives them one by one: anything with an index and a length."""
+
+    pictures: Any  # Any: uint8 array (N, H, W[, C]), list of PIL pictures or arrays, torch Dataset
+    ids: tuple[str, ...]
+    caps: Caps = field(default_factory=Caps)
+    first_of_pair: bool = False
+    "items are (picture, label)"
+    modality: Modality = field(default_factory=lambda: IMAGE)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def read(self, rows: NDArray[np.int64]) -> RawBatch:
+        rows = np.asarray(rows, dtype=np.int64)
+        items = [self.pictures[int(r)] for r in rows]
+        return _batch(rows, [pixels_of(item[0] if self.first_of_pair else item, self.caps) for item in items])
+
+
+# ---------------------------------------------------------------- folders
+
+
+def natural(text: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key that counts: img2 before img10."""
+    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", text) if part)
+
+
+def list_images(root: Path) -> tuple[list[str], list[str]]:
+    """Relative paths of the image files below a folder in natural order, and of files that are no images. Hidden ones are passed over."""
+    images, others = [], []
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link that leads back up
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX")))
+        for name in files:
+            if name.startswith("."):
+                continue
+            relative = (Path(folder) / name).relative_to(root).as_posix()
+            (images if Path(name).suffix.lower() in SUFFIXES | UNREAD_SUFFIXES else others).append(relative)
+    return sorted(images, key=natural), sorted(others)
+
+
+# ---------------------------------------------------------------- encoding
+
+
+def _transposed(pixels: Pixels, orientation: int) -> Pixels:
+    """Undo the EXIF rotation of an upright picture."""
+    undo: dict[int, Callable[[Pixels], Pixels]] = {
+        2: lambda p: p[:, ::-1],
+        3: lambda p: p[::-1, ::-1],
+        4: lambda p: p[::-1],
+        5: lambda p: p.transpose(1, 0, 2),
+        6: lambda p: np.rot90(p, 1),
+        7: lambda p: p[::-1, ::-1].transpose(1, 0, 2),
+        8: lambda p: np.rot90(p, -1),
+    }
+    return np.ascontiguousarray(undo[orientation](pixels)) if orientation in undo else pixels
+
+
+def luma(pixels: Pixels) -> NDArray[np.float64]:
+    """(H, W) brightness 0..255."""
+    return np.asarray(pixels.astype(np.float64) @ LUMA, dtype=np.float64)
+
+
+def resized(chw: torch.Tensor, spec: Preprocessing) -> torch.Tensor:
+    """uint8 (C, H, W) at the size that the spec asks for."""
+    if chw.shape[-2:] == (spec.height, spec.width) and (spec.resize is None or spec.resize == min(spec.height, spec.width)):
+        return chw
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2 import functional as V
+
+    how = {"nearest": InterpolationMode.NEAREST_EXACT, "bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}[
+        spec.interpolation
+    ]
+    out: torch.Tensor
+    if spec.crop == "none":
+        out = V.resize(chw, [spec.height, spec.width], interpolation=how, antialias=spec.antialias)
+        return out
+    short = spec.resize if spec.resize is not None else max(spec.height, spec.width)
+    out = V.resize(chw, [short], interpolation=how, antialias=spec.antialias)
+    out = V.center_crop(out, [spec.height, spec.width])
+    return out
+
+
+def _statistics(spec: Preprocessing) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation per channel, (C, 1, 1)."""
+    sides = []
+    for name, values in (("mean", spec.mean), ("std", spec.std)):
+        if len(values) not in (1, spec.channels) and len(set(values)) != 1:
+            raise DataError(f"preprocessing.{name} has {len(values)} values for {spec.channels} channels")
+        sides.append(torch.tensor([values[min(c, len(values) - 1)] for c in range(spec.channels)], dtype=torch.float32).reshape(-1, 1, 1))
+    return sides[0], sides[1]
+
+
+def displayed(row: torch.Tensor, spec: InputSpec | None) -> Pixels:
+    """A model input (C, H, W) as uint8 RGB (H, W, 3): normalisation undone, or (spec unknown) stretched to its own range."""
+    image = row.detach().cpu().float()
+    if isinstance(spec, Preprocessing):
+        mean, std = _statistics(spec)
+        image = image * std + mean
+    elif bool(torch.isfinite(image).any()):
+        finite = image[torch.isfinite(image)]
+        low, high = float(finite.min()), float(finite.max())
+        if low < 0 or high > 1:
+            image = (image - low) / max(high - low, 1e-12)
+    image = torch.nan_to_num(image, nan=0.0, posinf=1.0, neginf=0.0).clamp(0, 1)
+    if image.shape[0] not in (1, 3):
+        image = image.mean(dim=0, keepdim=True)
+    array = (image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
+
+
+# ---------------------------------------------------------------- players, masks, edges (also of tensors (N, C, H, W))
+
+
+def superpixels(pixels: Pixels, most: int) -> NDArray[np.int64]:
+    """(H, W) number of each pixel's part, 0 .. count-1, at most ``most``: SLIC, on tiny pictures a grid.
+
+    References
+    ----------
+    Achanta et al. (2012). SLIC superpixels compared to state-of-the-art superpixel methods. doi:10.1109/TPAMI.2012.120
+    """
+    if most < 1:
+        raise DataError(f"most is {most}: a picture has at least one part")
+    height, width = pixels.shape[:2]
+    if min(height, width) <= GRID_SIDE:
+        return grid(height, width, most)
+    from skimage.segmentation import slic
+    from torchvision.transforms.v2 import functional as V
+
+    shrink = min(1.0, SLIC_SIDE / max(height, width))
+    size = (max(1, round(height * shrink)), max(1, round(width * shrink)))
+    small = V.resize(torch.from_numpy(pixels.copy()).permute(2, 0, 1), list(size), antialias=True).permute(1, 2, 0).numpy()
+    wanted = most
+    while True:
+        parts = np.asarray(slic(small, n_segments=wanted, compactness=10, max_num_iter=5, start_label=0, channel_axis=-1), dtype=np.int64)
+        parts = np.unique(parts, return_inverse=True)[1].reshape(size)
+        count = int(parts.max()) + 1
+        if count <= most or wanted == 1:
+            break
+        wanted = max(1, wanted - max(1, count - most))
+    if count > most:
+        return grid(height, width, most)
+    rows = np.minimum((np.arange(height) + 0.5) * size[0] / height, size[0] - 1).astype(np.int64)
+    columns = np.minimum((np.arange(width) + 0.5) * size[1] / width, size[1] - 1).astype(np.int64)
+    # a part one pixel wide may fall between the sampled pixels: number anew
+    laid = parts[np.ix_(rows, columns)]
+    return np.unique(laid, return_inverse=True)[1].reshape(height, width).astype(np.int64)
+
+
+def grid(height: int, width: int, most: int) -> NDArray[np.int64]:
+    """(H, W) cells of a grid: at least 2 pixels a side where that is possible, at most ``most`` cells."""
+    down = max(1, min(int(np.sqrt(most)), height // 2))
+    across = max(1, min(most // down, width // 2))
+    return np.asarray((np.arange(height) * down // height)[:, None] * across + (np.arange(width) * across // width)[None], dtype=np.int64)
+
+
+def picture_players(inputs: torch.Tensor, spec: InputSpec | None, most: int) -> Players:
+    parts = [superpixels(displayed(row, spec), most) for row in inputs]
+    counts = np.array([int(p.max()) + 1 for p in parts], dtype=np.int64)
+    assignment = torch.from_numpy(np.stack(parts)) if parts else torch.zeros((0, *inputs.shape[-2:]), dtype=torch.int64)
+    return Players(assignment, counts, None, "image")
+
+
+def mask_pictures(
+    inputs: torch.Tensor,
+    players: Players,
+    keep: NDArray[np.bool_],
+    index: NDArray[np.int64],
+    spec: InputSpec | None,
+    method: MaskMethod,
+    background: torch.Tensor | None,
+    key: tuple[Any, ...],
+) -> torch.Tensor:
+    """Pictures with some parts removed; the pixels that stay are bit-equal."""
+    picked = torch.as_tensor(index, device=inputs.device)
+    rows = inputs[picked]
+    gone = removed_entries(players, keep, index).to(inputs.device)
+    if method == "zero":
+        fill = torch.zeros_like(rows)
+    elif method == "mean":
+        source = rows if background is None else background.to(inputs)
+        mean = source.mean(dim=(2, 3), keepdim=True)
+        fill = (mean if background is None else mean.mean(dim=0, keepdim=True)).expand_as(rows)
+    elif method == "blur":
+        used, place = torch.unique(picked, return_inverse=True)
+        fill = blurred(inputs[used])[place]
+    elif method == "marginal":
+        if background is None:
+            raise DataError('masking with "marginal" draws needs a background (some pictures of the data)')
+        draws = generator(*key, "marginal").integers(len(background), size=len(rows))
+        fill = background.to(inputs)[torch.as_tensor(draws, device=inputs.device)]
+    elif method == "noisy_linear":
+        fill = linear_fill(rows, gone) + NOISE * _unit(rows, spec) * seeded_noise(tuple(rows.shape), key, rows)
+    else:
+        raise DataError(f"pictures cannot be masked with {method!r}")
+    return torch.where(gone[:, None], fill, rows)
+
+
+NOISE = 0.01  # of the pixel range; without it a model could read the mask off the smoothness (Rong 2022)
+
+
+def _unit(rows: torch.Tensor, spec: InputSpec | None) -> torch.Tensor:
+    """What one pixel range (black to white) is in input space, per row and channel."""
+    if isinstance(spec, Preprocessing):
+        return (1.0 / _statistics(spec)[1]).to(rows)[None]
+    flat = rows.flatten(1)
+    return (flat.amax(dim=1) - flat.amin(dim=1)).reshape(-1, 1, 1, 1)
+
+
+def sobel(inputs: torch.Tensor) -> NDArray[np.float64]:
+    """(N, H, W) edge strength of the mean channel."""
+    grey = torch.nn.functional.pad(inputs.detach().cpu().double().mean(dim=1, keepdim=True), (1, 1, 1, 1), mode="replicate")
+    across = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]], dtype=torch.float64)[None, None]
+    dx = torch.nn.functional.conv2d(grey, across)
+    dy = torch.nn.functional.conv2d(grey, across.transpose(2, 3))
+    return np.asarray((dx**2 + dy**2).sqrt()[:, 0].numpy(), dtype=np.float64)
+
+
+# ---------------------------------------------------------------- cues
+
+CUE_SETTINGS: Mapping[str, tuple[str, ...]] = {
+    "patch": ("corner", "size", "value", "margin"),
+    "border": ("width", "value"),
+    "hue": ("value", "strength"),
+    "text": ("text", "corner", "size", "value", "margin"),
+}
+CORNERS = ("top-left", "top-right", "bottom-left", "bottom-right")
+Box = tuple[int, int, int, int]
+"top, left, height, width"
+
+
+def _share(cue: Cue, name: str, default: float, most: float = 1.0) -> float:
+    value = cue.settings.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+        raise DataError(f"cue {cue.name!r}: {name} is {value!r}, expected a number from 0 to {most:g}")
+    return float(value)
+
+
+def cue_colour(cue: Cue, default: float | tuple[float, float, float]) -> NDArray[np.uint8]:
+    """The cue's ``value`` (0..1, or three of them) as RGB."""
+    value = cue.settings.get("value", default)
+    parts = [value] * 3 if isinstance(value, int | float) else list(value)
+    if len(parts) != 3 or any(isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p <= 1 for p in parts):
+        raise DataError(f"cue {cue.name!r}: value is {value!r}, expected a number from 0 to 1, or three (red, green, blue)")
+    return np.array([round(255 * p) for p in parts], dtype=np.uint8)
+
+
+def corner_box(cue: Cue, height: int, width: int, box_height: int, box_width: int) -> Box:
+    """Where a box of this size lies in the cue's corner, ``margin`` (share of the short side) away from the edges."""
+    corner = str(cue.settings.get("corner", "top-left"))
+    require_known([corner], CORNERS, f"corner of cue {cue.name!r}:")
+    away = round(_share(cue, "margin", 0.0, 0.5) * min(height, width))
+    top = min(away, height - box_height) if corner.startswith("top") else max(0, height - box_height - away)
+    left = min(away, width - box_width) if corner.endswith("left") else max(0, width - box_width - away)
+    return top, left, box_height, box_width
+
+
+def patch_side(cue: Cue, height: int, width: int) -> int:
+    return max(1, min(round(_share(cue, "size", 0.15) * min(height, width)), height, width))
+
+
+def random_box(height: int, width: int, area: int, rng: np.random.Generator) -> Box:
+    """A box of this area (to within less than one row) at a random place: as square as the area allows."""
+    box_height = min(height, max(1, round(np.sqrt(area))))
+    if -(-area // box_height) > width:
+        box_height = min(height, -(-area // width))
+    box_width = min(width, max(1, round(area / box_height)))
+    return int(rng.integers(height - box_height + 1)), int(rng.integers(width - box_width + 1)), box_height, box_width
+
+
+def _noise_patch(pixels: Pixels, box: Box, rng: np.random.Generator) -> Pixels:
+    top, left, height, width = box
+    out = pixels.copy()
+    grey = bool((pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 0] == pixels[..., 2]).all())
+    out[top : top + height, left : left + width] = rng.integers(256, size=(height, width, 1 if grey else 3), dtype=np.uint8)
+    return out
+
+
+def _written(text: str, high: int) -> NDArray[np.bool_]:
+    """Ink of a text, (h, w) bool, about ``high`` pixels high."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(size=max(6, high))
+    left, top, right, bottom = (int(v) for v in font.getbbox(text))
+    canvas = Image.new("L", (max(1, right - left), max(1, bottom - top)), 0)
+    ImageDraw.Draw(canvas).text((-left, -top), text, fill=255, font=font)
+    return np.asarray(canvas) > 127
+
+
+def put_cue(pixels: Pixels, cue: Cue, *, placebo: bool, rng: np.random.Generator) -> Pixels:
+    """The picture with the cue, or with something random of the same area at a random place (a random cast for "hue")."""
+    height, width = pixels.shape[:2]
+    if cue.kind == "hue":
+        strength = _share(cue, "strength", 0.3)
+        colour = rng.integers(256, size=3) if placebo else cue_colour(cue, (1.0, 0.0, 0.0))
+        mixed = (1 - strength) * pixels.astype(np.float64) + strength * colour
+        return np.asarray(mixed.round(), dtype=np.uint8)
+    if cue.kind == "patch":
+        side = patch_side(cue, height, width)
+        if placebo:
+            return _noise_patch(pixels, random_box(height, width, side * side, rng), rng)
+        top, left, h, w = corner_box(cue, height, width, side, side)
+        out = pixels.copy()
+        out[top : top + h, left : left + w] = cue_colour(cue, 1.0)
+        return out
+    if cue.kind == "border":
+        wide = max(1, round(_share(cue, "width", 0.05, 0.5) * min(height, width)))
+        if placebo:
+            inner = max(0, height - 2 * wide) * max(0, width - 2 * wide)
+            return _noise_patch(pixels, random_box(height, width, height * width - inner, rng), rng)
+        out = pixels.copy()
+        colour = cue_colour(cue, 0.0)
+        out[:wide], out[-wide:], out[:, :wide], out[:, -wide:] = colour, colour, colour, colour
+        return out
+    text = str(cue.settings.get("text", "SAMPLE"))
+    if not text.strip():
+        raise DataError(f"cue {cue.name!r}: text is blank")
+    if placebo:  # other letters, elsewhere
+        text = "".join(rng.choice(list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"), size=len(text)))
+    ink = _written(text, round(_share(cue, "size", 0.12) * min(height, width)))[:height, :width]
+    h, w = ink.shape
+    if placebo:
+        top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+    else:
+        top, left, _, _ = corner_box(cue, height, width, h, w)
+    out = pixels.copy()
+    out[top : top + h, left : left + w][ink] = rng.integers(256, size=3) if placebo else cue_colour(cue, 1.0)
+    return out
+
+
+# ---------------------------------------------------------------- the modality
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images."""
+
+    kind: str = "image"
+    default_mask: MaskMethod = "noisy_linear"
+
+    def content_hashes(self, batch: RawBatch) -> list[str | None]:
+        """Of the decoded pixels (upright uint8 RGB) and their size: lossless re-encoding does not change it."""
+        return [
+            None
+            if pixels is None or error is not None
+            else hashlib.sha256(f"{pixels.shape[0]}x{pixels.shape[1]}:".encode() + pixels.tobytes()).hexdigest()
+            for pixels, error in zip(batch.items, batch.errors, strict=True)
+        ]
+
+    def properties(self, batch: RawBatch) -> dict[str, NDArray[Any]]:
+        """brightness, contrast, saturation (0–1), sharpness (variance of the Laplacian at 128 px), aspect_ratio, width, height, file_type."""
+        names = ("brightness", "contrast", "sharpness", "saturation", "aspect_ratio", "width", "height")
+        out: dict[str, NDArray[Any]] = {name: np.full(len(batch.items), np.nan) for name in names}
+        out["file_type"] = np.full(len(batch.items), None, dtype=object)
+        for i, pixels in enumerate(batch.items):
+            if pixels is None or batch.errors[i] is not None:
+                continue
+            grey = luma(pixels) / 255
+            top, bottom = pixels.max(axis=-1).astype(np.float64), pixels.min(axis=-1).astype(np.float64)
+            height, width = pixels.shape[:2]
+            values = (
+                grey.mean(), grey.std(), _sharpness(pixels), ((top - bottom) / np.maximum(top, 1)).mean(), width / height, width, height,
+            )  # fmt: skip
+            for name, value in zip(names, values, strict=True):
+                out[name][i] = float(value)
+            out["file_type"][i] = str(batch.facts[i].get("file_type", "array")) if batch.facts else "array"
+        return out
+
+    def encode(self, batch: RawBatch, spec: InputSpec | None) -> torch.Tensor:
+        """(B, C, H, W). Each picture is resized by itself, so that neither batch size nor order matters."""
+        if isinstance(spec, TableEncoding):
+            raise DataError("this model takes table rows, the samples are images")
+        facts = batch.facts or [{}] * len(batch.items)
+        read = [(p, f) for p, f, e in zip(batch.items, facts, batch.errors, strict=True) if e is None]
+        if not isinstance(spec, Preprocessing):
+            sizes = {p.shape for p, _ in read}
+            if len(sizes) > 1:
+                raise DataError(
+                    f"the model has no preprocessing and the images differ in size ({', '.join(map(str, sorted(sizes)[:3]))}): give Preprocessing(...)"
+                )
+            if not read:
+                return torch.zeros((0, 3, 0, 0))
+            return torch.from_numpy(np.stack([p for p, _ in read])).permute(0, 3, 1, 2).contiguous().float() / 255
+        mean, std = _statistics(spec)
+        out = torch.empty((len(read), spec.channels, spec.height, spec.width), dtype=torch.float32)
+        for i, (pixels, fact) in enumerate(read):
+            if spec.exif == "ignore":
+                pixels = _transposed(pixels, int(fact.get("orientation", 1)))
+            if spec.channels == 1:
+                pixels = luma(pixels).round().astype(np.uint8)[..., None]
+            out[i] = resized(torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous(), spec).float() / 255
+        return (out - mean) / std
+
+    def spec_notes(self, samples: Samples, spec: InputSpec | None) -> tuple[str, ...]:
+        if isinstance(spec, Preprocessing) and spec.exif == "ignore":
+            return ("EXIF orientation is ignored, as in training",)
+        return ()
+
+    def players(self, inputs: torch.Tensor, spec: InputSpec | None, *, most: int = 49, seed: int = 0) -> Players:
+        return picture_players(inputs, spec, most)
+
+    def mask(
+        self,
+        inputs: torch.Tensor,
+        players: Players,
+        keep: NDArray[np.bool_],
+        *,
+        index: NDArray[np.int64],
+        spec: InputSpec | None,
+        method: MaskMethod,
+        background: torch.Tensor | None = None,
+        key: tuple[Any, ...] = (),
+    ) -> torch.Tensor:
+        return mask_pictures(inputs, players, keep, index, spec, method, background, key)
+
+    def baseline(self, inputs: torch.Tensor, spec: InputSpec | None, background: torch.Tensor | None) -> torch.Tensor:
+        """The mean colour of the background; without one 0 in input space: the mean colour of the spec (black where it has none)."""
+        if background is None:
+            return torch.zeros_like(inputs)
+        return background.to(inputs).mean(dim=(0, 2, 3), keepdim=True).expand_as(inputs).clone()
+
+    def edges(self, inputs: torch.Tensor) -> NDArray[np.float64] | None:
+        return sobel(inputs)
+
+    def apply_cue(self, batch: RawBatch, cue: Cue, *, placebo: bool, key: tuple[Any, ...]) -> RawBatch:
+        """The pictures with the cue, before any resizing; random parts come from a generator of (key, cue, row)."""
+        require_known([cue.kind], self.cue_kinds(), "cue of images")
+        require_known(cue.settings, CUE_SETTINGS[cue.kind], f"setting of cue {cue.name!r}")
+        items = [
+            None if pixels is None else put_cue(pixels, cue, placebo=placebo, rng=generator(*key, cue.name, int(row), "placebo"))
+            for pixels, row in zip(batch.items, batch.rows, strict=True)
+        ]
+        return RawBatch(batch.rows, items, batch.errors, batch.facts)
+
+    def cue_kinds(self) -> tuple[str, ...]:
+        return tuple(CUE_SETTINGS)
+
+    def picture(
+        self, inputs_row: torch.Tensor, spec: InputSpec | None, *, title: str, side: int = 160, redacted: bool = False
+    ) -> Picture | None:
+        return as_picture(
+            displayed(inputs_row, spec), title=title, alt=f"{title}: the picture as the model sees it", side=side, redacted=redacted
+        )
+
+    def map_picture(
+        self,
+        inputs_row: torch.Tensor,
+        values: NDArray[np.float64],
+        spec: InputSpec | None,
+        *,
+        title: str,
+        signed: bool,
+        side: int = 160,
+        redacted: bool = False,
+    ) -> Picture | None:
+        return map_over(
+            displayed(inputs_row, spec), np.asarray(values, dtype=np.float64), title=title, signed=signed, side=side, redacted=redacted
+        )
+
+    def map_bars(self, values: NDArray[np.float64], players: Players, row: int) -> tuple[Bar, ...]:
+        return ()
+
+
+def _sharpness(pixels: Pixels) -> float:
+    from torchvision.transforms.v2 import functional as V
+
+    grey = torch.from_numpy(luma(pixels).astype(np.float32) / 255)[None]
+    small = V.resize(grey, [PROPERTY_SIDE, PROPERTY_SIDE], antialias=True)[0].numpy().astype(np.float64)
+    inner = small[1:-1, 1:-1]
+    laplacian = small[:-2, 1:-1] + small[2:, 1:-1] + small[1:-1, :-2] + small[1:-1, 2:] - 4 * inner
+    return float(laplacian.var())
+
+
+IMAGE = Images()
