@@ -6,7 +6,7 @@ denominator is undefined, never 0 and never 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -448,25 +448,41 @@ def _sampling_variance(hit: FloatArray, unit: IntArray) -> float | None:
 
 
 def _studentised_p(e: FloatArray, inside: BoolArray, ids: IntArray | None, resamples: int, seed: int) -> float | None:
+    codes = np.arange(e.size) if ids is None else np.unique(ids, return_inverse=True)[1].astype(np.int64)
+    if ids is not None and crosses(codes, inside.astype(np.int64)):
+        # clusters hold rows of both sides: labels are shuffled among the rows of a cluster
+        order = np.argsort(codes, kind="stable")
+        codes, e, inside = codes[order], e[order], inside[order]
+        statistic = _studentised(np.arange(e.size), e)
+        rng = generator(seed, "gap_changes")
+        null = np.empty(resamples)
+        for number in range(resamples):
+            null[number] = statistic(inside[np.lexsort((rng.random(e.size), codes))][None].astype(np.float64))[0]
+        return permutation_p(float(statistic(inside[None].astype(np.float64))[0]), null)
     labellings = domain_labellings(inside, cluster=ids, resamples=resamples, seed=seed)
     if labellings.reason:
         return None
-    kept = e[labellings.kept]
-    sizes = np.bincount(labellings.unit).astype(np.float64)
-    sums = np.bincount(labellings.unit, kept)
+    statistic = _studentised(labellings.unit, e[labellings.kept])
+    observed = float(statistic(labellings.observed[None].astype(np.float64))[0])
+    return permutation_p(observed, labellings.values(statistic), exhaustive=labellings.exhaustive)
+
+
+def _studentised(unit: IntArray, e: FloatArray) -> Callable[[FloatArray], FloatArray]:
+    """|Difference of means| / standard error over units, as a function of the labels of the units (B, U)."""
+    sizes = np.bincount(unit).astype(np.float64)
+    sums = np.bincount(unit, e)
     columns = np.stack([sizes, sums, sums**2, sums * sizes, sizes**2], axis=1)
     total = columns.sum(axis=0)
 
     def moments(part: FloatArray) -> tuple[FloatArray, FloatArray]:
         average = part[:, 1] / part[:, 0]
-        return average, np.maximum(part[:, 2] - 2 * average * part[:, 3] + average**2 * part[:, 4], 0.0) / part[:, 0] ** 2
+        spread = part[:, 2] - 2 * average * part[:, 3] + average**2 * part[:, 4]
+        return average, np.maximum(spread, 0.0) / part[:, 0] ** 2
 
     def statistic(labels: FloatArray) -> FloatArray:
         first = labels @ columns
         (mean1, var1), (mean2, var2) = moments(first), moments(total - first)
-        gap = np.abs(mean1 - mean2)
         # without any spread a gap is infinitely many standard errors wide, and no gap is none
-        return np.asarray(gap / np.sqrt(np.maximum(var1 + var2, 1e-24)), dtype=np.float64)
+        return np.asarray(np.abs(mean1 - mean2) / np.sqrt(np.maximum(var1 + var2, 1e-24)), dtype=np.float64)
 
-    observed = float(statistic(labellings.observed[None].astype(np.float64))[0])
-    return permutation_p(observed, labellings.values(statistic), exhaustive=labellings.exhaustive)
+    return statistic

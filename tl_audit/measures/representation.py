@@ -1,0 +1,343 @@
+"""How far two sets of features of the same samples differ (TLA403), and how useful features are for labels (TLA404)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from tl_audit.errors import DataError
+from tl_audit.measures.arrays import class_vector, finite_matrix, same_length
+from tl_audit.measures.estimate import Estimate, FloatArray, IntArray, build_ladder
+from tl_audit.measures.intervals import mean
+from tl_audit.measures.sampling import cluster_codes, generator
+
+_CHUNK = 4_000_000  # numbers of a distance matrix held at once
+
+
+# ---------------------------------------------------------------- CKA
+
+
+@dataclass(frozen=True)
+class CkaSums:
+    """Unbiased HSIC of each batch of rows; merges by concatenation.
+
+    Attributes
+    ----------
+    xy, xx, yy : (batches,) HSIC1 of both features, of the first with itself, of the second with itself
+    rows : rows used
+    """
+
+    xy: FloatArray
+    xx: FloatArray
+    yy: FloatArray
+    rows: int
+
+    def merge(self, other: CkaSums) -> CkaSums:
+        """Sums of both: the same as those of all batches together."""
+        return CkaSums(
+            np.concatenate([self.xy, other.xy]),
+            np.concatenate([self.xx, other.xx]),
+            np.concatenate([self.yy, other.yy]),
+            self.rows + other.rows,
+        )
+
+
+def hsic1(x: ArrayLike, y: ArrayLike) -> float:
+    """Unbiased linear Hilbert-Schmidt independence criterion of (b, D) and (b, E), b >= 4; mean 0 for independent features.
+
+    References
+    ----------
+    Song et al. (2012). Feature selection via dependence maximization. JMLR 13.
+    """
+    a, b = finite_matrix(x, "first features"), finite_matrix(y, "second features")
+    if same_length(first_features=a.shape[0], second_features=b.shape[0]) < 4:
+        raise DataError(f"unbiased HSIC needs at least 4 rows, got {a.shape[0]}")
+    return _hsic1(_gram(a), _gram(b))
+
+
+def cka_sums(x: ArrayLike, y: ArrayLike, *, batch: int | None = None, cluster: ArrayLike | None = None, seed: int = 0) -> CkaSums:
+    """HSIC sums of batches of rows in random order, clusters kept together where batches allow it.
+
+    Parameters
+    ----------
+    x, y : (N, D) and (N, E), features of the same samples
+    batch : rows of a batch, at least 32; by default N/20 between 32 and 256
+    """
+    a, b = finite_matrix(x, "first features"), finite_matrix(y, "second features")
+    n = same_length(first_features=a.shape[0], second_features=b.shape[0])
+    size = max(32, min(256, n // 20)) if batch is None else batch
+    if size < 32:
+        raise DataError(f"batches of {size} rows are too small: expected at least 32")
+    codes = cluster_codes(cluster, n)
+    rank = generator(seed, "cka").permutation(int(codes.max()) + 1) if n else np.zeros(0)
+    order = np.argsort(rank[codes], kind="stable") if n else np.zeros(0, dtype=np.int64)
+    cuts = list(range(0, n, size))
+    if len(cuts) > 1 and n - cuts[-1] < 32:
+        cuts.pop()  # a last batch that is too small joins the one before
+    values: list[tuple[float, float, float]] = []
+    for start, stop in pairwise([*cuts, n]):
+        rows = order[start:stop]
+        if rows.size < 4:
+            continue
+        k, l = _gram(a[rows]), _gram(b[rows])
+        values.append((_hsic1(k, l), _hsic1(k, k), _hsic1(l, l)))
+    table = np.array(values, dtype=np.float64).reshape(-1, 3)
+    return CkaSums(table[:, 0], table[:, 1], table[:, 2], n)
+
+
+def cka_of(sums: CkaSums) -> Estimate:
+    """CKA from batch sums (1 for features equal up to rotation and scale, about 0 for unrelated ones, may lie below 0).
+
+    Interval: jackknife over batches with t. Undefined for constant features or fewer than 4 rows.
+    """
+    base = Estimate(None, sums.rows, details={"batches": int(sums.xy.size), "method": "jackknife over batches"})
+    if sums.xy.size == 0:
+        return replace(base, reason="fewer than 4 rows")
+    xy, xx, yy = sums.xy.sum(), sums.xx.sum(), sums.yy.sum()
+    if xx <= 0 or yy <= 0:
+        return replace(base, reason="constant features: no similarity is defined")
+    value = float(xy / np.sqrt(xx * yy))
+    base = replace(base, value=value)
+    batches = sums.xy.size
+    left_x, left_y = xx - sums.xx, yy - sums.yy
+    if batches < 2 or (left_x <= 0).any() or (left_y <= 0).any():
+        return replace(base, reason="too few batches for an interval")
+    left = (xy - sums.xy) / np.sqrt(left_x * left_y)
+    error = float(np.sqrt((batches - 1) / batches * ((left - left.mean()) ** 2).sum()))
+
+    def bounds(alpha: float) -> tuple[float, float]:
+        half = error * float(stats.t.isf(alpha / 2, batches - 1))
+        return value - half, value + half
+
+    return replace(base, ladder=build_ladder(bounds))
+
+
+def linear_cka(x: ArrayLike, y: ArrayLike, *, batch: int | None = None, cluster: ArrayLike | None = None, seed: int = 0) -> Estimate:
+    """Minibatch linear CKA of two features of the same samples: HSIC1 summed over batches first, divided last. Not clipped.
+
+    References
+    ----------
+    Kornblith et al. (2019). Similarity of neural network representations revisited. arXiv:1905.00414
+    Nguyen, Raghu, Kornblith (2021). Do wide and deep networks learn the same things? arXiv:2010.15327
+    """
+    return cka_of(cka_sums(x, y, batch=batch, cluster=cluster, seed=seed))
+
+
+def cka_drift(x: ArrayLike, y: ArrayLike, *, batch: int | None = None, cluster: ArrayLike | None = None, seed: int = 0) -> Estimate:
+    """1 - `linear_cka` (null 0 for no change, about 1 for unrelated features)."""
+    cka = linear_cka(x, y, batch=batch, cluster=cluster, seed=seed)
+    if cka.value is None:
+        return replace(cka, null=0.0)
+    return replace(cka, value=1 - cka.value, null=0.0, ladder=tuple((alpha, 1 - high, 1 - low) for alpha, low, high in cka.ladder))
+
+
+# ---------------------------------------------------------------- two other rulers
+
+
+def procrustes_distance(x: ArrayLike, y: ArrayLike) -> Estimate:
+    """Squared distance of two centred features of unit norm after the best rotation, 2 - 2‖XᵀY‖_* (0–2, null 0 for no change)."""
+    a, b = finite_matrix(x, "first features"), finite_matrix(y, "second features")
+    n = same_length(first_features=a.shape[0], second_features=b.shape[0])
+    if n == 0:
+        return Estimate(None, 0, "no rows", null=0.0)
+    a, b = a - a.mean(axis=0), b - b.mean(axis=0)
+    norms = float(np.linalg.norm(a)), float(np.linalg.norm(b))
+    if min(norms) <= 1e-12:
+        return Estimate(None, n, "constant features: no distance is defined", null=0.0)
+    left, right = _reduced(a / norms[0]), _reduced(b / norms[1])
+    value = 2 - 2 * float(np.linalg.svd(left.T @ right, compute_uv=False).sum())
+    return Estimate(max(0.0, value), n, "one number of all rows: no interval", null=0.0)
+
+
+def neighbour_overlap(x: ArrayLike, y: ArrayLike, *, neighbours: int = 10, cluster: ArrayLike | None = None) -> Estimate:
+    """Mean Jaccard overlap of the nearest neighbours of each row in both features (0–1, 1 for no change).
+
+    ``null``: k/(2(n-1)-k), about what unrelated features give. t over rows or clusters. Needs more than ``neighbours`` + 1 rows.
+    """
+    a, b = finite_matrix(x, "first features"), finite_matrix(y, "second features")
+    n = same_length(first_features=a.shape[0], second_features=b.shape[0])
+    if n <= neighbours + 1:
+        return Estimate(None, n, f"{neighbours} neighbours need at least {neighbours + 2} rows")
+    if float(np.ptp(a, axis=0).max(initial=0.0)) == 0 or float(np.ptp(b, axis=0).max(initial=0.0)) == 0:
+        return Estimate(None, n, "constant features: no neighbours are defined")
+    first, second = _nearest(a, neighbours), _nearest(b, neighbours)
+    shared = np.array([np.intersect1d(first[row], second[row], assume_unique=True).size for row in range(n)], dtype=np.float64)
+    result = mean(shared / (2 * neighbours - shared), cluster=cluster, bounds=(0.0, 1.0))
+    return replace(result, null=neighbours / (2 * (n - 1) - neighbours))
+
+
+# ---------------------------------------------------------------- transferability
+
+
+def logme(features: ArrayLike, labels: ArrayLike, *, classes: int) -> Estimate:
+    """Largest log evidence per sample of a linear model from features to one-hot labels, mean over classes (nats, higher is better).
+
+    Exact maximum over both precisions in spectral form; features not centred. Compare only on the same rows and classes.
+
+    References
+    ----------
+    You et al. (2021). LogME: practical assessment of pre-trained models for transfer learning. arXiv:2102.11005
+    """
+    f, y = _features_and_classes(features, labels, classes)
+    n = f.shape[0]
+    if n < 2:
+        return Estimate(None, n, "fewer than two rows")
+    spectrum = _spectrum(f)
+    if spectrum is None:
+        return Estimate(None, n, "all features are 0")
+    columns = [c for c in range(classes) if (y == c).any()]
+    values = [_evidence(*spectrum, (y == c).astype(np.float64), n) for c in columns]
+    return Estimate(float(np.mean(values)), n, "one number of all rows: no interval", details={"classes": len(columns)})
+
+
+def logme_gain(
+    features: ArrayLike, labels: ArrayLike, *, classes: int, cluster: ArrayLike | None = None, permutations: int = 20, seed: int = 0
+) -> Estimate:
+    """Evidence of centred features and labels minus that without features (0 and above, nats per sample, higher is better).
+
+    ``null``: mean over permutations of the labels (whole clusters where sizes allow: rows inside clusters stay together).
+    Interval: delete-one-block jackknife over up to 50 blocks of rows or clusters.
+    """
+    f, y = _features_and_classes(features, labels, classes)
+    n = f.shape[0]
+    codes = cluster_codes(cluster, n)
+    clusters = int(codes.max()) + 1 if n else 0
+    base = Estimate(None, n, clusters=None if cluster is None else clusters)
+    value = _gain(f, y, classes) if n >= 3 else None
+    if value is None:
+        return replace(base, reason="fewer than three rows, one class, or constant features")
+    rng = generator(seed, "logme_gain")
+    null = [_gain(f, y[_shuffled(codes, rng)], classes) or 0.0 for _ in range(permutations)]
+    base = replace(base, value=value, null=float(np.mean(null)), details={"method": "jackknife over blocks"})
+    blocks = min(50, clusters)
+    block = rng.permutation(clusters)[codes] % blocks
+    left = [_gain(f[block != b], y[block != b], classes) for b in range(blocks)]
+    known = np.array([item for item in left if item is not None], dtype=np.float64)
+    if blocks < 2 or known.size < blocks:
+        return replace(base, reason="too few independent units for an interval")
+    error = float(np.sqrt((blocks - 1) / blocks * ((known - known.mean()) ** 2).sum()))
+
+    def bounds(alpha: float) -> tuple[float, float]:
+        half = error * float(stats.t.isf(alpha / 2, blocks - 1))
+        return value - half, value + half
+
+    return replace(base, ladder=build_ladder(bounds))
+
+
+# ---------------------------------------------------------------- inside
+
+
+def _gram(x: FloatArray) -> FloatArray:
+    """Linear kernel without its diagonal; centred first, which changes nothing but the rounding."""
+    centred = x - x.mean(axis=0)
+    gram: FloatArray = centred @ centred.T
+    np.fill_diagonal(gram, 0.0)
+    return gram
+
+
+def _hsic1(k: FloatArray, l: FloatArray) -> float:
+    b = k.shape[0]
+    rows_k, rows_l = k.sum(axis=1), l.sum(axis=1)
+    total = float((k * l).sum()) + float(rows_k.sum() * rows_l.sum()) / ((b - 1) * (b - 2)) - 2 / (b - 2) * float(rows_k @ rows_l)
+    return float(total / (b * (b - 3)))
+
+
+def _reduced(x: FloatArray) -> FloatArray:
+    """The same rows in at most N columns: the nuclear norm of a product sees no rotation."""
+    if x.shape[1] <= x.shape[0]:
+        return x
+    triangle = np.linalg.qr(x.T).R
+    return np.asarray(triangle.T, dtype=np.float64)
+
+
+def _nearest(x: FloatArray, k: int) -> IntArray:
+    centred = x - x.mean(axis=0)
+    squares = (centred**2).sum(axis=1)
+    n = x.shape[0]
+    result = np.empty((n, k), dtype=np.int64)
+    step = max(1, _CHUNK // n)
+    for start in range(0, n, step):
+        stop = min(start + step, n)
+        distance = squares[None, :] - 2 * (centred[start:stop] @ centred.T)
+        distance[np.arange(stop - start), np.arange(start, stop)] = np.inf
+        result[start:stop] = np.argpartition(distance, k, axis=1)[:, :k]
+    return result
+
+
+def _features_and_classes(features: ArrayLike, labels: ArrayLike, classes: int) -> tuple[FloatArray, IntArray]:
+    f = finite_matrix(features, "features")
+    y = class_vector(labels, classes, "labels")
+    same_length(features=f.shape[0], labels=y.size)
+    return f, y
+
+
+def _spectrum(f: FloatArray) -> tuple[FloatArray, FloatArray] | None:
+    """Left singular vectors (N, k) and squared singular values (k,) of nonzero ones; None if there are none."""
+    if f.shape[1] == 0:
+        return None
+    if f.shape[0] > f.shape[1]:
+        values, right = np.linalg.eigh(f.T @ f)
+        keep = values > 1e-12 * max(float(values[-1]), np.finfo(np.float64).tiny)
+        values, right = values[keep], right[:, keep]
+        left = f @ right / np.sqrt(values)
+    else:
+        left, singular, _ = np.linalg.svd(f, full_matrices=False)
+        values = singular**2
+        keep = values > 1e-12 * max(float(values[0]), np.finfo(np.float64).tiny)
+        left, values = left[:, keep], values[keep]
+    return (left, values) if values.size else None
+
+
+def _evidence(left: FloatArray, values: FloatArray, y: FloatArray, n: int) -> float:
+    """Largest log evidence per sample over both precisions: one search over t, the ratio of the two (n effective rows)."""
+    x2 = (left.T @ y) ** 2
+    rest = max(0.0, float(y @ y - x2.sum()))
+    centre = float(np.log(values.max()))
+
+    def score(log_t: Any) -> FloatArray:  # Any: a number or an array of them
+        t = np.exp(np.atleast_1d(log_t))[:, None]
+        q = (x2 * t / (t + values)).sum(axis=1) + rest
+        shrink = np.log(t / (t + values)).sum(axis=1)
+        return np.asarray((shrink + n * np.log(n / np.maximum(q, 1e-300)) - n - n * np.log(2 * np.pi)) / (2 * n), dtype=np.float64)
+
+    grid = np.linspace(np.log(1e-8) + centre, np.log(1e8) + centre, 400)
+    scores = score(grid)
+    best = int(scores.argmax())
+    low, high = grid[max(0, best - 1)], grid[min(grid.size - 1, best + 1)]
+    ratio = (np.sqrt(5) - 1) / 2
+    for _ in range(60):
+        inner, outer = high - ratio * (high - low), low + ratio * (high - low)
+        if score(inner)[0] >= score(outer)[0]:
+            high = outer
+        else:
+            low = inner
+    return float(max(scores[best], score((low + high) / 2)[0]))
+
+
+def _gain(f: FloatArray, y: IntArray, classes: int) -> float | None:
+    n = f.shape[0] - 1  # the constant direction is gone
+    spectrum = _spectrum(f - f.mean(axis=0))
+    if spectrum is None or n < 2:
+        return None
+    gains = []
+    for c in range(classes):
+        target = (y == c).astype(np.float64)
+        target -= target.mean()
+        power = float(target @ target)
+        if power > 0:
+            gains.append(_evidence(*spectrum, target, n) + 0.5 * (np.log(2 * np.pi * power / n) + 1))
+    return float(np.mean(gains)) if gains else None
+
+
+def _shuffled(codes: IntArray, rng: np.random.Generator) -> IntArray:
+    """Row order with clusters in random order, rows inside them as they were."""
+    rank = rng.permutation(int(codes.max()) + 1)
+    shuffled = np.argsort(rank[codes], kind="stable")
+    result = np.empty(codes.size, dtype=np.int64)
+    result[np.argsort(codes, kind="stable")] = shuffled
+    return result
