@@ -6,6 +6,7 @@ A blank map (all values equal) has no ranks: scores of its row are NaN, `over_ro
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from tl_audit.measures.sampling import cluster_codes, generator
 def blank_maps(maps: ArrayLike) -> BoolArray:
     """Which of the maps (N, ...) hold a single value, or a value that is not finite."""
     array = np.asarray(maps, dtype=np.float64)
-    flat = array.reshape(array.shape[0], -1)
+    flat = array.reshape(array.shape[0], prod(array.shape[1:]))
     if flat.shape[1] == 0:
         return np.ones(array.shape[0], dtype=np.bool_)
     finite = np.isfinite(flat).all(axis=1)
@@ -123,7 +124,7 @@ def random_maps(maps: ArrayLike, *, count: int = 5, seed: int = 0) -> FloatArray
         raise DataError(f"maps have shape {array.shape}: expected (rows, parts) or (rows, height, width)")
     rng = generator(seed, "random_maps")
     result = np.empty((count, *array.shape))
-    ordered = np.sort(array.reshape(array.shape[0], -1), axis=1)
+    ordered = np.sort(array.reshape(array.shape[0], prod(array.shape[1:])), axis=1)
     amplitude = np.abs(np.fft.fft2(array, axes=(1, 2))) if array.ndim == 3 else None
     for number in range(count):
         noise = rng.standard_normal(array.shape)
@@ -131,7 +132,7 @@ def random_maps(maps: ArrayLike, *, count: int = 5, seed: int = 0) -> FloatArray
             spectrum = np.fft.fft2(noise, axes=(1, 2))
             phase = spectrum / np.maximum(np.abs(spectrum), np.finfo(np.float64).tiny)
             noise = np.fft.ifft2(amplitude * phase, axes=(1, 2)).real
-        flat = noise.reshape(array.shape[0], -1)
+        flat = noise.reshape(array.shape[0], prod(array.shape[1:]))
         place = np.argsort(np.argsort(flat, axis=1, kind="stable"), axis=1, kind="stable")
         result[number] = np.take_along_axis(ordered, place, axis=1).reshape(array.shape)
     return result
