@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from tl_audit.evidence.base import Evidence
+from tl_audit.evidence.base import Evidence, missing_input, missing_model
 from tl_audit.measures.estimate import Estimate
 from tl_audit.policy import Rules
 from tl_audit.records.findings import Finding, Section, Severity
 from tl_audit.records.metrics import Measurement, Metric
-from tl_audit.subject import Subject
+from tl_audit.subject import MODEL_KEYS, ROLES, Subject
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,34 @@ class Check:
                     continue
                 parts[current] = (parts.get(current, "") + " " + line.strip()).strip()
         return parts
+
+
+def lacking(need: str, subject: Subject, evidence: Evidence, declared: Mapping[str, Any]) -> str | None:
+    """None where a need of ``Check.needs`` is met, else what is missing, in words."""
+    words = [_lacking(word, subject, evidence, declared) for word in need.split("|")]
+    return None if any(word is None for word in words) else " or ".join(dict.fromkeys(word for word in words if word is not None))
+
+
+def _lacking(need: str, subject: Subject, evidence: Evidence, declared: Mapping[str, Any]) -> str | None:
+    if "@" in need:
+        model, _, role = need.partition("@")
+        return evidence.why_not(model, role)
+    if need in MODEL_KEYS:
+        return None if subject.model(need) is not None else missing_model(subject, need)
+    if need in ("adapted.file", "base.file"):
+        model_of = subject.model(need.removesuffix(".file"))
+        return None if model_of is not None and model_of.file is not None else missing_input(need)
+    if need in ("record", "cues", "declared"):
+        there = {"record": subject.record is not None, "cues": bool(subject.cues), "declared": bool(declared)}
+        return None if there[need] else missing_input(need)
+    role, _, part = need.partition(".")
+    if role not in ROLES or part not in ("", "labels", "groups", "cluster"):
+        raise ValueError(f"unknown need {need!r}")
+    domain = subject.domain(role)
+    if domain is None:
+        return missing_input(role)
+    given = {"": True, "labels": domain.labels is not None, "groups": bool(domain.groups), "cluster": domain.cluster is not None}
+    return None if given[part] else missing_input(need)
 
 
 def check(

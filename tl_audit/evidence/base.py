@@ -10,8 +10,47 @@ from numpy.typing import NDArray
 
 from tl_audit.attribution.base import Attribution
 from tl_audit.policy import Rules
+from tl_audit.subject import Subject
 
 FloatArray = NDArray[np.float64]
+
+_HOW_TO_GIVE = {
+    "adapted": "the adapted model: [adapted] in audit.toml, adapted= in Python",
+    "base": "the base model: [base] in audit.toml, base= in Python",
+    "previous": "the previous model: [previous] in audit.toml, previous= in Python",
+    "control:head": 'the control "head": [[controls]] in audit.toml, controls= in Python',
+    "control:scratch": 'the control "scratch": [[controls]] in audit.toml, controls= in Python',
+    "target": "a target domain: [target] in audit.toml, target= in Python",
+    "source": "a source domain: [source] in audit.toml, source= in Python",
+    "train": "the training data: [train] in audit.toml, train= in Python",
+    "validation": "the validation data: [validation] in audit.toml, validation= in Python",
+    "ood": "an outside set: [ood] in audit.toml, ood= in Python",
+    "record": "an adaptation record: a run directory made by `tl-audit adapt`",
+    "cues": "cues: [[cues]] in audit.toml, cues= in Python",
+    "declared": "declared facts: [declared] in audit.toml, declared= in Python",
+    "adapted.file": "the weights file of the adapted model",
+    "base.file": "the weights file of the base model",
+}
+_OF_A_DOMAIN = {
+    "labels": "labels of the {role} domain: class folders, or a label column in [{role}]",
+    "groups": "groups of the {role} domain: groups = [...] in [{role}]",
+    "cluster": "cluster ids of the {role} domain: cluster = ... in [{role}]",
+}
+
+
+def missing_input(name: str) -> str:
+    """What is missing, in words, with how to give it. ``name`` is one of the words of ``Check.needs``."""
+    if name in _HOW_TO_GIVE:
+        return _HOW_TO_GIVE[name]
+    role, _, part = name.partition(".")
+    return _OF_A_DOMAIN[part].format(role=role) if part in _OF_A_DOMAIN else name
+
+
+def missing_model(subject: Subject, key: str) -> str:
+    """What is missing where a model is, in words; says so where a control is the adapted model by design."""
+    if key.removeprefix("control:") in subject.same_as_adapted:
+        return f"the control {key.removeprefix('control:')!r} is the adapted model itself by the plan: nothing to compare"
+    return missing_input(key)
 
 
 class Evidence(Protocol):
@@ -23,6 +62,10 @@ class Evidence(Protocol):
 
     def has(self, model: str | None, domain: str) -> bool:
         """Whether this model was (or can be) run on this domain; with None: whether the domain is there."""
+        ...
+
+    def why_not(self, model: str, domain: str) -> str | None:
+        """None where ``has`` holds, else what is missing, in words."""
         ...
 
     def ids(self, domain: str) -> tuple[str, ...]: ...
@@ -38,7 +81,7 @@ class Evidence(Protocol):
         ...
 
     def common_classes(self, model: str, domain: str) -> tuple[str, ...]:
-        """The class names in the MODEL's output order, if its names are the domain's (as sets); NotEvaluated('no common label space: ...') otherwise."""
+        """The class names in the MODEL's output order, if every class of the domain is among them; NotEvaluated('no common label space: ...') otherwise."""
         ...
 
     def truth(self, model: str, domain: str) -> NDArray[np.int64]:
@@ -50,11 +93,11 @@ class Evidence(Protocol):
         ...
 
     def probabilities(self, model: str, domain: str) -> FloatArray:
-        """(N, C) float64, rows sum to 1; softmax (or sigmoid for one logit, as two columns) applied once."""
+        """(N, C) float64, rows sum to 1 (NaN where not ``usable``); softmax (or sigmoid for one logit, as two columns) applied once."""
         ...
 
     def predictions(self, model: str, domain: str) -> NDArray[np.int64]:
-        """(N,) index of the largest probability in the model's output order."""
+        """(N,) index of the largest probability in the model's output order; -1 where not ``usable``."""
         ...
 
     def correct(self, model: str, domain: str) -> NDArray[np.bool_]:
