@@ -77,7 +77,8 @@ class Players:
         out = []
         for i in range(len(self.count)):
             flat = self.assignment[i].reshape(-1).cpu().numpy()
-            out.append(np.bincount(flat, weights=values[i].detach().cpu().double().reshape(-1).numpy(), minlength=int(self.count[i])))
+            weights = values[i].detach().cpu().double().reshape(-1).numpy()
+            out.append(np.bincount(flat, weights=weights, minlength=int(self.count[i])).astype(np.float64))
         return out
 
     def spread(self, values: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
@@ -124,9 +125,13 @@ class Caps:
 class Modality(Protocol):
     """A kind of data. One frozen instance per kind: ``modality.IMAGE``, ``modality.TABULAR``."""
 
-    kind: str
-    default_mask: MaskMethod
-    "how removed parts are filled for faithfulness: noisy linear imputation for images, marginal draw for tables"
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def default_mask(self) -> MaskMethod:
+        """How removed parts are filled for faithfulness: noisy linear imputation for images, marginal draw for tables."""
+        ...
 
     def content_hashes(self, batch: RawBatch) -> list[str | None]:
         """SHA-256 of each sample's decoded content (TLA201); None where unreadable."""

@@ -84,7 +84,7 @@ def decode(picture: Any, caps: Caps, opened: Callable[[], Any] | None = None) ->
     elif mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in upright.info:
         # what lies under transparent pixels is arbitrary: they are seen on white paper
         rgba = upright.convert("RGBA")
-        facts["alpha"] = rgba.getextrema()[3][0] < 255
+        facts["alpha"] = bool(np.asarray(rgba)[..., 3].min() < 255)
         paper = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         pixels = np.asarray(Image.alpha_composite(paper, rgba).convert("RGB"))
     else:
@@ -223,7 +223,8 @@ def natural(text: str) -> tuple[tuple[int, int, str], ...]:
 
 def list_images(root: Path) -> tuple[list[str], list[str]]:
     """Relative paths of the image files below a folder in natural order, and of files that are no images. Hidden ones are passed over."""
-    images, others = [], []
+    images: list[str] = []
+    others: list[str] = []
     seen: set[str] = set()
     for folder, folders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
@@ -672,4 +673,4 @@ def _sharpness(pixels: Pixels) -> float:
     return float(laplacian.var())
 
 
-IMAGE = Images()
+IMAGE: Modality = Images()

@@ -314,7 +314,7 @@ def _na_values(given: Any) -> Any:
 
 def _open_tensors(data: Any, given: Mapping[str, Any], caps: Caps) -> _Source:
     names = given.get("names")
-    kind = TENSOR if names is None else Tensors(names=tuple(str(name) for name in names))
+    kind: Modality = TENSOR if names is None else Tensors(names=tuple(str(name) for name in names))
     if isinstance(data, list | tuple):
         data = np.stack([np.asarray(d) for d in data])
     if hasattr(data, "shape") and hasattr(data, "dtype"):
@@ -328,12 +328,13 @@ def _open_tensors(data: Any, given: Mapping[str, Any], caps: Caps) -> _Source:
     return _open_dataset(data, caps, image=False, kind=kind)
 
 
-def _open_dataset(data: Any, caps: Caps, *, image: bool, kind: Tensors = TENSOR) -> _Source:
+def _open_dataset(data: Any, caps: Caps, *, image: bool, kind: Modality = TENSOR) -> _Source:
     if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
         raise DataError(f"data of type {type(data).__name__} has no length or index: give a map-style data set")
     n = len(data)
     pairs = n > 0 and isinstance(data[0], tuple | list)
-    labels, notes = None, ()
+    labels = None
+    notes: tuple[str, ...] = ()
     if pairs:
         targets = getattr(data, "targets", None)
         if targets is None or len(targets) != n:

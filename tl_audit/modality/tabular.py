@@ -410,7 +410,7 @@ def column_bars(values: NDArray[np.float64], players: Players, row: int) -> tupl
     mine = mine[row] if mine.ndim == 2 else mine
     count = int(players.count[row])
     if len(mine) != count:
-        mine = np.bincount(players.assignment[row].reshape(-1).cpu().numpy(), weights=mine, minlength=count)
+        mine = np.bincount(players.assignment[row].reshape(-1).cpu().numpy(), weights=mine, minlength=count).astype(np.float64)
     names = players.names or tuple(f"part {i}" for i in range(count))
     order = sorted(range(count), key=lambda i: (-abs(mine[i]) if np.isfinite(mine[i]) else np.inf, names[i]))
     return tuple(
@@ -454,7 +454,7 @@ class Tabular:
                 out[name] = np.where(readable, values.astype(np.float64), np.nan)
                 missing += np.isnan(values)
             else:
-                out[name] = np.where(readable, values, None)
+                out[name] = np.where(readable, values, np.array(None, dtype=object))
                 missing += np.array([v is None for v in values], dtype=float)
         out["missing_share"] = np.where(readable, missing / max(1, len(table.columns)), np.nan)
         return out
@@ -579,4 +579,4 @@ class Tabular:
         return column_bars(values, players, row)
 
 
-TABULAR = Tabular()
+TABULAR: Modality = Tabular()

@@ -132,7 +132,7 @@ class Tensors:
         return sobel(inputs) if inputs.ndim == 4 else None
 
     def apply_cue(self, batch: RawBatch, cue: Cue, *, placebo: bool, key: tuple[Any, ...]) -> RawBatch:
-        """ "patch" on (C, H, W), ``value`` from the sample's own lowest (0) to highest (1) number; "set_column" on (D,), ``value`` as it is."""
+        """A "patch" on (C, H, W), ``value`` from the sample's own lowest (0) to highest (1) number; "set_column" on (D,), ``value`` as it is."""
         require_known([cue.kind], self.cue_kinds(), "cue of tensors")
         if cue.kind == "set_column":
             return self._set_column(batch, cue, placebo=placebo, key=key)
@@ -161,18 +161,18 @@ class Tensors:
 
     def _set_column(self, batch: RawBatch, cue: Cue, *, placebo: bool, key: tuple[Any, ...]) -> RawBatch:
         require_known(cue.settings, ("column", "value"), f"setting of cue {cue.name!r}")
-        read = [i for i, item in enumerate(batch.items) if item is not None]
-        items = [None if item is None else item.clone() for item in batch.items]
-        if not read:
+        items = {i: item.clone() for i, item in enumerate(batch.items) if item is not None}
+        if not items:
             return batch
-        if items[read[0]].ndim != 1:
+        first = next(iter(items.values()))
+        if first.ndim != 1:
             raise DataError(f'cue {cue.name!r}: "set_column" is for samples of one dimension')
-        names = list(column_slots(len(items[read[0]]), None, self.names))
+        names = list(column_slots(len(first), None, self.names))
         column = str(cue.settings.get("column", ""))
         require_column(column, names, "the data", f"the column of cue {cue.name!r}")
         at = names.index(column)
         if placebo:
-            order = sorted(read, key=lambda i: int(batch.rows[i]))
+            order = sorted(items, key=lambda i: int(batch.rows[i]))
             values = [float(batch.items[i][at]) for i in order]
             moved = generator(*key, cue.name, "placebo").permutation(len(order))
             for i, source in zip(order, moved, strict=True):
@@ -181,9 +181,10 @@ class Tensors:
             value = cue.settings.get("value")
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise DataError(f"cue {cue.name!r}: value is {value!r}, expected a number")
-            for i in read:
-                items[i][at] = float(value)
-        return RawBatch(batch.rows, items, batch.errors, batch.facts)
+            for item in items.values():
+                item[at] = float(value)
+        changed = [items.get(i) for i in range(len(batch.items))]
+        return RawBatch(batch.rows, changed, batch.errors, batch.facts)
 
     def cue_kinds(self) -> tuple[str, ...]:
         return ("patch", "set_column")
@@ -223,4 +224,4 @@ def _require_pictures(inputs: torch.Tensor, what: str) -> None:
         raise DataError(f"samples of shape {tuple(inputs.shape[1:])} cannot be {what}: only (C, H, W) and (D,) can")
 
 
-TENSOR = Tensors()
+TENSOR: Modality = Tensors()
