@@ -43,12 +43,18 @@ class RawBatch:
 class Samples(Protocol):
     """Where the samples of one domain lie: files, a table, arrays. Reads any rows, in any order, without keeping them."""
 
-    modality: Modality
-    ids: tuple[str, ...]
-    "stable sample ids (relative file name, row id), unique"
+    @property
+    def modality(self) -> Modality: ...
 
-    caps: Caps
-    "the collector calls ``caps.refuse_above`` with the read errors of the whole domain"
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Stable sample ids (relative file name, row id), unique."""
+        ...
+
+    @property
+    def caps(self) -> Caps:
+        """The collector calls ``caps.refuse_above`` with the read errors of the whole domain."""
+        ...
 
     def __len__(self) -> int: ...
 
