@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 from tl_audit.checks.base import Check, Context, check, exact, metric
 from tl_audit.checks.selection import Judged, judged
 from tl_audit.errors import NotEvaluated
 from tl_audit.evidence.base import Evidence
-from tl_audit.measures import fairness
+from tl_audit.measures import calibration, fairness
 from tl_audit.measures.estimate import Estimate
 from tl_audit.records.exhibits import Cell, Column, Dot, Intervals, Reference, Table, slug
 from tl_audit.records.metrics import Measurement, Metric
@@ -16,6 +18,13 @@ from tl_audit.subject import Subject
 
 NEEDS = ("adapted", "target.labels", "target.groups", "adapted@target")
 RATES = ("accuracy", "selection_rate", "tpr", "fpr", "precision", "nll", "base_rate")
+BETTER: dict[str, Literal["lower", "higher"]] = {
+    "fpr": "lower",
+    "nll": "lower",
+    "accuracy": "higher",
+    "tpr": "higher",
+    "precision": "higher",
+}
 GAPS = ("accuracy", "tpr", "fpr", "selection_rate")
 
 
@@ -42,18 +51,17 @@ def group_performance(subject: Subject, evidence: Evidence, context: Context) ->
         shown = [name for name in RATES if positive is not None or name in ("accuracy", "nll")]
         for group, rates in table.items():
             for name in shown:
-                better = "lower" if name in ("fpr", "nll") else "higher" if name in ("accuracy", "tpr", "precision") else None
                 metrics.append(
                     metric(
                         name,
                         rates[name],
                         rules=rules,
-                        better=better,
+                        better=BETTER.get(name),
                         slice={column: group},
                         family=f"{name} by {column}",
                         unit="nats" if name == "nll" else None,
                     )
-                )  # type: ignore[arg-type]
+                )
             cells.append((group, rates["accuracy"].n, *(rates[name].value for name in shown)))
         for name in [n for n in shown if n in ("accuracy", "tpr", "fpr", "selection_rate", "precision")]:
             dots = sorted(
@@ -137,16 +145,18 @@ def gap_to_the_rest(subject: Subject, evidence: Evidence, context: Context) -> M
     said = []
     for column, values in columns.items():
         for name in GAPS if positive is not None else ("accuracy",):
-            gaps = fairness.group_gaps(rows.truth, rows.predicted, values, metric=name, positive=positive, cluster=rows.cluster, seed=seed)
+            found = fairness.group_gaps(values, rows.truth, rows.predicted, metric=name, positive=positive, cluster=rows.cluster, seed=seed)
+            gaps = {g.group: g for g in found}
             dots = []
-            for group, gap in gaps.items():
+            for group, both in gaps.items():
+                gap = both.gap
                 metrics.append(
                     metric(
                         f"{name}_gap", gap, rules=rules, slice={column: group}, family=f"{name}_gap by {column}",
-                        n={"group": int(gap.details.get("n_first", gap.n)), "rest": int(gap.details.get("n_second", gap.n))},
+                        n={"group": both.inside.n, "rest": both.outside.n},
                     )
                 )  # fmt: skip
-                own = int(gap.details.get("n_first", gap.n))
+                own = both.inside.n
                 dots.append(
                     Dot(
                         label=group,
@@ -261,9 +271,9 @@ def _positive(evidence: Evidence, rows: Judged) -> int | None:
 
 
 def _rates(rows: Judged, values: np.ndarray, positive: int | None) -> dict[str, dict[str, Estimate]]:  # type: ignore[type-arg]
-    return fairness.group_rates(
-        rows.truth, rows.predicted, values, probabilities=rows.probabilities, positive=positive, cluster=rows.cluster
-    )
+    losses = calibration.nll_rows(rows.probabilities, rows.truth)
+    found = fairness.group_rates(values, rows.truth, rows.predicted, positive=positive, nll_rows=losses, cluster=rows.cluster)
+    return {g.group: dict(g.rates) for g in found}
 
 
 def _word(name: str) -> str:

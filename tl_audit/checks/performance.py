@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from tl_audit.checks.base import Check, Context, check, exact, metric
@@ -170,7 +172,14 @@ def per_class(subject: Subject, evidence: Evidence, context: Context) -> Measure
     for index, name in enumerate(rows.classes):
         for kind in ("recall", "precision", "f1"):
             metrics.append(
-                metric(kind, getattr(scores[index], kind), rules=rules, better="higher", slice={"class": name}, family=f"{kind} by class")
+                metric(
+                    kind,
+                    replace(getattr(scores[index], kind), null=chance if kind == "recall" else None),
+                    rules=rules,
+                    better="higher",
+                    slice={"class": name},
+                    family=f"{kind} by class",
+                )
             )
         recall = scores[index].recall
         dots.append(Dot(label=name, value=recall.value, interval=recall.interval(rules.confidence), n=recall.n, note=recall.reason))

@@ -177,7 +177,7 @@ def representation_drift(subject: Subject, evidence: Evidence, context: Context)
         raise NotEvaluated("features of base and adapted model on a common domain")
     shaded = []
     for i, layer in enumerate(shared):
-        own = [name for name in _parameters(subject, layer)]
+        own = _parameters(subject, layer)
         if own and all(name in frozen for name in own):
             shaded.append((i - 0.5, i + 0.5))
     say = (
