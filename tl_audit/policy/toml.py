@@ -75,8 +75,12 @@ def _sentence(model: type[BaseModel], error: ValidationError) -> str:
     message = str(first["msg"])
     for start in _MESSAGE_STARTS:
         message = message.removeprefix(start)
+    if first["type"] == "model_type":
+        message = "expected a table of keys"
     given = "" if isinstance(first.get("input"), Mapping | list) else f" (given: {str(first.get('input'))[:80]!r})"
     message = message[:1].lower() + message[1:]
+    if str(first.get("input"))[:80] in message:
+        given = ""
     return f"{place}: {message}{given}" if place else f"{message}{given}"
 
 
