@@ -58,7 +58,10 @@ class ControlRecord(Record):
     sha256: str | None = None
     epochs: int | None = None
     lr: float | None = None
+    best_epoch: int | None = None
+    stopped_early: bool = False
     history: tuple[Mapping[str, float], ...] = ()
+    seconds: float | None = None
 
 
 class AdaptationRecord(Record):
@@ -72,6 +75,8 @@ class AdaptationRecord(Record):
     "of the base's original file; the tensor hash where there was no file"
     base_format: str | None = None
     "safetensors | pickle | built-in; of the original file"
+    base_origin: Literal["run", "file", "library", "live", "factory", "random start"] | None = None
+    "where the base's weights came from"
     base_file: str | None = None
     base_licence: str | None = None
     base_source: str | None = None
@@ -98,7 +103,8 @@ class AdaptationRecord(Record):
     training: Mapping[str, Any] = Field(default_factory=dict)
     seeds: Mapping[str, int] = Field(default_factory=dict)
     flops: Mapping[str, float] = Field(default_factory=dict)
-    "forward_per_sample, adaptation (counted by torch's own counter), method"
+    "forward_per_sample, adaptation"
+    flops_method: str | None = None
     versions: Mapping[str, str] = Field(default_factory=dict)
     device: str | None = None
     adapted_sha256: str | None = None
@@ -109,3 +115,5 @@ class AdaptationRecord(Record):
     ended: str | None = None
     seconds: float | None = None
     peak_memory_bytes: int | None = None
+    notes: tuple[str, ...] = ()
+    "what was guessed, left out or filled in on the way: goes to the caveats"

@@ -1,0 +1,691 @@
+"""adapt(): a plan and data in, an adapted model with its controls, its record and its run directory out."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from tl_audit.errors import ConfigError, DataError
+from tl_audit.finetune.base import Base, copy_with_head, open_base, random_start
+from tl_audit.finetune.choose import HEAD, Choice, choose, is_head_only
+from tl_audit.finetune.flops import METHOD, forward_flops, training_flops
+from tl_audit.finetune.inputs import Augmenter, Inputs, Split, align, count_batches, hold_out, task_classes
+from tl_audit.finetune.load import load_run
+from tl_audit.finetune.opening import open_domain, part_of, reader_options
+from tl_audit.finetune.plan import ControlKind, Plan, Stage
+from tl_audit.finetune.progress import Progress, Say, Show
+from tl_audit.finetune.rates import balanced_weights
+from tl_audit.finetune.run_dir import (
+    ADAPTED,
+    BASE,
+    ENCODING,
+    MANIFEST,
+    PLAN,
+    RECORD,
+    SAMPLES,
+    Encoding,
+    ModelForm,
+    Row,
+    StageState,
+    clear_partial,
+    clear_results,
+    control_file,
+    load_stage,
+    open_folder,
+    read_files,
+    save_stage,
+    stage_key,
+    write_json,
+    write_manifest,
+    write_samples,
+    write_tensors,
+    write_text,
+)
+from tl_audit.modality import fit_encoding
+from tl_audit.models import Model, WeightsFile, tensor_hash
+from tl_audit.records.adaptation import AdaptationRecord, ControlRecord, StageRecord, TensorChange
+from tl_audit.records.preprocessing import InputSpec, Preprocessing, TableEncoding, spec_hash
+from tl_audit.subject import Domain
+
+if TYPE_CHECKING:
+    from tl_audit.finetune.engine import Job
+
+Tensors = Mapping[str, torch.Tensor]
+CONTROLS: tuple[ControlKind, ...] = ("head", "scratch")
+PACKAGES = ("torch", "torchvision", "pytorch-lightning", "safetensors", "numpy", "scikit-learn", "pandas", "Pillow", "tl-audit")
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What ``adapt`` made.
+
+    Attributes
+    ----------
+    model, base : the adapted and the base model, on the CPU, in ``eval()``
+    controls : {"head": Model, "scratch": Model}, those that were trained
+    same_as_adapted : kinds of controls that are the adapted model by design
+    train, validation : the rows that were trained and validated on, as domains
+    reused : the run directory already held exactly this adaptation, nothing was trained
+    """
+
+    model: Model
+    base: Model
+    controls: Mapping[str, Model]
+    record: AdaptationRecord
+    run_dir: str | None = None
+    same_as_adapted: tuple[str, ...] = ()
+    train: Domain | None = None
+    validation: Domain | None = None
+    reused: bool = False
+
+
+@dataclass
+class _Material:
+    """All that is known before anything is trained."""
+
+    plan: Plan
+    classes: tuple[str, ...]
+    kind: str
+    base: Base
+    spec: InputSpec | None
+    train: Inputs
+    validation: Inputs | None
+    notes: list[str] = field(default_factory=list)
+    data_in_plan: bool = False
+
+
+def adapt(
+    plan: Plan | str | Path,
+    train: Any = None,  # Any: a Domain, or what Domain accepts
+    validation: Any = None,
+    *,
+    out: str | Path | None = None,
+    controls: Sequence[str] | None = None,
+    device: str = "auto",
+    offline: bool = False,
+    progress: Show | Say = "auto",
+    resume: bool = True,
+) -> Adaptation:
+    """Fine-tunes the plan's base on the training data, and its controls beside it.
+
+    Parameters
+    ----------
+    plan : a Plan, or the path of a plan.toml
+    train, validation : a ``Domain``, or data that ``Domain`` accepts; None: the plan's paths. A validation set keeps the best epoch and allows early stopping
+    out : run directory to write; None: nothing is written
+    controls : "head", "scratch"; None: those of the plan
+    device : "auto", "cpu", "cuda", "cuda:N"
+    offline : forbid fetching the library's own weights
+    progress : "auto" (a bar on a terminal, a line per epoch elsewhere), "bar", "lines", "none", or a function called with each line
+    resume : reuse finished stages, or the finished run, in ``out`` where plan, data and base are exactly the same
+
+    Raises
+    ------
+    ConfigError : the plan does not fit the data or the network
+    DataError : the data cannot be trained on
+    WeightsError : base weights that are refused, do not fit or are not finite
+    ModelError : training diverged, or a frozen tensor moved
+    Interrupted : stopped by the user; with ``out``, finished stages are kept
+
+    Examples
+    --------
+    >>> plan = Plan(base="torchvision:resnet18", task=Classification(["ants", "bees"]), stages=[Stage("head", epochs=3, lr=1e-3)])  # doctest: +SKIP
+    >>> adapt(plan, "data/train", out="runs/insects").record.method  # doctest: +SKIP
+    'head'
+    """
+    started, clock = _now(), time.monotonic()
+    plan = plan if isinstance(plan, Plan) else Plan.from_toml(plan)
+    kinds = _control_kinds(plan.controls if controls is None else controls)
+    folder = None if out is None else Path(out)
+    if folder is not None:
+        open_folder(folder)
+    material = _prepare(plan, train, validation, offline=offline)
+    base_hash = tensor_hash(material.base.model.module)
+    example = material.train.batch(np.arange(min(2, len(material.train)), dtype=np.int64))[0]
+    adapted, form = copy_with_head(
+        material.base, classes=material.classes, keep=plan.task.head == "keep", example=example, seed=plan.seed, spec=material.spec
+    )
+    heads: tuple[str, ...] = tuple(adapted.facts["heads"])
+    choices = _choices(plan, adapted.module, heads)
+    key = _key(material, base_hash)
+    if folder is not None and resume and (found := _finished(folder, plan, material, base_hash, kinds)) is not None:
+        clear_partial(folder)
+        return found
+    from tl_audit.finetune.engine import resolve_device  # late: the trainer takes seconds to import
+
+    same: tuple[str, ...] = (HEAD,) if HEAD in kinds and all(is_head_only(stage.layers) for stage in plan.stages) else ()
+    trained_controls = [kind for kind in kinds if kind not in same]
+    flops_before = [training_flops(adapted.module, choice, example, output=adapted.output) for choice in choices]
+    chosen_device = resolve_device(device)
+    per_epoch = count_batches(len(material.train), plan.training.batch_size)
+    show = Progress(progress, total=per_epoch * plan.epochs * (1 + len(trained_controls)))
+    with show:
+        job = _job(material, chosen_device, show, adapted.output)
+        fits = _stages(
+            adapted.module,
+            plan.stages,
+            choices,
+            job,
+            who="adapted",
+            what="stage",
+            heads=heads,
+            folder=folder,
+            key=key,
+            resume=resume,
+            base=_pull(material, heads),
+        )
+        made: dict[str, Model] = {}
+        control_records: list[ControlRecord] = [ControlRecord(kind="head", same_as="adapted")] if same else []
+        for kind in trained_controls:
+            model, stage = _control_start(kind, material, form, adapted, example)
+            choice = choose(model.module, stage.layers, heads)
+            (fitted,) = _stages(
+                model.module,
+                (stage,),
+                (choice,),
+                job,
+                who=kind,
+                what=f"control {kind}",
+                heads=heads,
+                folder=folder,
+                key=key,
+                resume=resume,
+                base=None,
+            )
+            record = fitted.record
+            control_records.append(
+                ControlRecord(
+                    kind=kind,  # type: ignore[arg-type]
+                    sha256=tensor_hash(model.module),
+                    epochs=len(record.history),
+                    lr=stage.lr,
+                    best_epoch=record.best_epoch,
+                    stopped_early=record.stopped_early,
+                    history=record.history,
+                    seconds=record.seconds,
+                )
+            )
+            made[kind] = model
+    flops = {"forward_per_sample": forward_flops(adapted.module, example[:1])}
+    validated = 0 if material.validation is None else len(material.validation) * sum(len(f.record.history) for f in fits)
+    flops["adaptation"] = (
+        sum(f.samples_seen * cost for f, cost in zip(fits, flops_before, strict=True)) + validated * flops["forward_per_sample"]
+    )
+    facts = _Facts(
+        base_hash=base_hash,
+        form=form,
+        heads=heads,
+        choices=choices,
+        stages=tuple(f.record for f in fits),
+        controls=tuple(control_records),
+        flops=flops,
+        device=chosen_device,
+        started=started,
+        seconds=time.monotonic() - clock,
+    )
+    record = _record(material, adapted, facts)
+    base_model = replace(material.base.model, file=material.base.file, preprocessing=material.base.model.preprocessing or material.spec)
+    train_part = part_of(material.train.split.domain, "train", material.train.split.rows)
+    validation_part = (
+        None if material.validation is None else part_of(material.validation.split.domain, "validation", material.validation.split.rows)
+    )
+    if folder is not None:
+        record, adapted, made = _write(folder, material, form, record, adapted, made, resume)
+        show.say(f"wrote {folder}")
+    return Adaptation(adapted, base_model, made, record, None if folder is None else str(folder), same, train_part, validation_part)
+
+
+# Before training ----------------------------------------------------------------------------------------------------------------
+
+
+def _control_kinds(asked: Sequence[str]) -> tuple[ControlKind, ...]:
+    if isinstance(asked, str):
+        asked = (asked,)
+    unknown = [kind for kind in asked if kind not in CONTROLS]
+    if unknown:
+        raise ConfigError(f"there is no control {unknown[0]!r}: controls are {', '.join(CONTROLS)}")
+    return tuple(kind for kind in CONTROLS if kind in asked)
+
+
+def _prepare(plan: Plan, train: Any, validation: Any, *, offline: bool) -> _Material:
+    in_plan = train is None
+    domain = _domain(plan, "train", train)
+    kind = domain.kind
+    classes = task_classes(domain, plan.task.classes)
+    split, notes = align("train", domain, classes)
+    held: Split | None = None
+    more: tuple[str, ...] = ()
+    if validation is not None or isinstance(plan.data.validation, str):
+        held, more = align("validation", _domain(plan, "validation", validation), classes)
+    elif plan.data.validation is not None:
+        split, held = hold_out(split, float(plan.data.validation), plan.seed)
+    if plan.training.early_stop is not None and held is None:
+        raise ConfigError("[training] early_stop needs validation data: give [data] validation, a path or a share of train")
+    said = [*domain.notes, *notes, *more]
+    said += [f"train: {name} was left out: {reason}" for name, reason in domain.skipped[:20]]
+    runs = isinstance(plan.base, str) and plan.base.startswith("run:")
+    encoding: TableEncoding | None = None
+    if kind == "tabular" and not runs:
+        encoding = fit_encoding(domain, rows=split.rows, categorical_as=plan.data.categorical_as)
+    base = open_base(plan, kind=kind, classes=len(classes), encoding=encoding, offline=offline)
+    if plan.task.head == "keep" and base.model.classes is not None and set(base.model.classes) == set(classes):
+        # the kept head writes its outputs in the base's order, whatever order the data or the plan has
+        split, held = split.reordered(classes, base.model.classes), None if held is None else held.reordered(classes, base.model.classes)
+        classes = base.model.classes
+    spec, spec_notes = _spec(plan, base, domain, split, kind, encoding)
+    said += [*base.notes, *spec_notes, *domain.samples.modality.spec_notes(domain.samples, spec)]
+    augment = Augmenter(plan.training.augment, kind) if plan.training.augment else None
+    inputs = Inputs(split, spec, augment=augment, cache_bytes=plan.training.cache_bytes)
+    val = None if held is None else Inputs(held, spec, cache_bytes=plan.training.cache_bytes)
+    for part in (inputs, val):
+        said += [] if part is None else [f"{part.split.name}: {name} was left out: {reason}" for name, reason in part.dropped[:20]]
+    if val is not None and (both := set(inputs.hashes) & set(val.hashes)):
+        said.append(f"{len(both)} samples have the same content in train and validation: the validation loss flatters")
+    if len({int(code) for code in inputs.split.labels}) < 2:
+        raise DataError(f"{domain.name}: all {len(inputs)} training samples are of one class")
+    return _Material(plan, classes, kind, base, spec, inputs, val, said, in_plan)
+
+
+def _domain(plan: Plan, name: str, given: Any) -> Domain:
+    if isinstance(given, Domain):
+        return given
+    if given is not None:
+        return Domain(name, given, classes=plan.task.classes, kind=plan.kind, **reader_options(plan))
+    path = plan.data.train if name == "train" else plan.data.validation
+    if not isinstance(path, str):
+        raise ConfigError(f"no {name} data: give [data] {name} in the plan, or {name}= in Python")
+    return open_domain(plan, name, path, classes=plan.task.classes)
+
+
+def _spec(
+    plan: Plan, base: Base, domain: Domain, split: Split, kind: str, encoding: TableEncoding | None
+) -> tuple[InputSpec | None, list[str]]:
+    """How raw samples become the base's inputs. A run's encoding is never fitted again."""
+    own = base.preprocessing
+    if kind != "image":
+        return (own if own is not None else encoding), []
+    if plan.data.preprocessing is not None:
+        return plan.data.preprocessing, []
+    if own is not None:
+        return own, []
+    channels: Any = plan.settings.get("channels", 3)
+    if plan.input_size is not None:
+        return Preprocessing(height=plan.input_size, width=plan.input_size, channels=channels), []
+    batch = domain.samples.read(split.rows[:64])
+    sizes = {np.asarray(item).shape[:2] for item, error in zip(batch.items, batch.errors, strict=True) if error is None}
+    if len(sizes) != 1:
+        raise ConfigError(
+            f"{base.identity}: its input size is not known and the images differ in size: give input_size, or [data] preprocessing"
+        )
+    height, width = next(iter(sizes))
+    note = f"preprocessing was taken from the data: {height} × {width}, values from 0 to 1"
+    return Preprocessing(height=height, width=width, channels=channels), [note]
+
+
+def _choices(plan: Plan, network: nn.Module, heads: Sequence[str]) -> tuple[Choice, ...]:
+    """What every stage moves, checked before the first one begins."""
+    choices = []
+    for number, stage in enumerate(plan.stages, start=1):
+        try:
+            choices.append(choose(network, stage.layers, heads))
+        except ConfigError as error:
+            raise ConfigError(f"stage {number}: {error}") from None
+    moving = {name for choice in choices for name in choice.trainable}
+    silent = [head for head in heads if not any(name.startswith(head + ".") for name in moving)]
+    if silent and plan.task.head == "new":
+        raise ConfigError(f'no stage trains the new head ({silent[0]}), which starts at random: add a stage with layers = "head"')
+    if plan.training.dropout is not None and not any(_is_dropout(part) for part in network.modules()):
+        raise ConfigError("[training] dropout: the network has no dropout module; give it one, or leave the key out")
+    return tuple(choices)
+
+
+def _is_dropout(part: nn.Module) -> bool:
+    return isinstance(part, nn.modules.dropout._DropoutNd)
+
+
+def _set_dropout(network: nn.Module, p: float | None) -> None:
+    if p is not None:
+        for part in network.modules():
+            if _is_dropout(part):
+                part.p = p  # type: ignore[assignment]
+
+
+def _key(material: _Material, base_hash: str) -> str:
+    """Of everything that the weights depend on."""
+    train = material.train.record(material.classes).sha256
+    validation = None if material.validation is None else material.validation.record(material.classes).sha256
+    rows = stage_key(*material.train.split.rows.tolist())
+    return stage_key(
+        material.plan.sha256, train, validation, rows, base_hash, spec_hash(material.spec), material.classes, torch.__version__
+    )
+
+
+def _job(material: _Material, device: str, progress: Progress, output: str | int | None) -> Job:
+    from tl_audit.finetune.engine import Job
+
+    task = material.plan.task
+    counts = np.bincount(material.train.split.labels, minlength=len(material.classes)).tolist()
+    weights: tuple[float, ...] | None = None
+    if task.class_weights == "balanced":
+        weights = tuple(balanced_weights(counts))
+    elif task.class_weights is not None:
+        if set(task.class_weights) != set(material.classes):
+            raise ConfigError(f"[task] class_weights names {sorted(task.class_weights)}, the classes are {list(material.classes)}")
+        weights = tuple(float(task.class_weights[name]) for name in material.classes)
+    # balance by drawing must not be undone by a validation loss that the majority rules
+    judged = weights if task.sampler is None else tuple(balanced_weights(counts))
+    return Job(
+        train=material.train,
+        validation=material.validation,
+        classes=len(material.classes),
+        class_weights=weights,
+        validation_weights=judged,
+        label_smoothing=task.label_smoothing,
+        sampler=task.sampler,
+        training=material.plan.training,
+        seed=material.plan.seed,
+        device=device,
+        progress=progress,
+        output=output,
+    )
+
+
+def _pull(material: _Material, heads: Sequence[str]) -> Tensors | None:
+    """The base's tensors that L2-SP draws to: all but a new head, which has no start worth keeping."""
+    if material.plan.training.l2sp == 0:
+        return None
+    state = material.base.model.module.state_dict()
+    if material.plan.task.head == "keep":
+        return dict(state)
+    return {name: tensor for name, tensor in state.items() if not any(name.startswith(head + ".") for head in heads)}
+
+
+def _control_start(kind: str, material: _Material, form: ModelForm, adapted: Model, example: torch.Tensor) -> tuple[Model, Stage]:
+    """Where a control begins and its one stage: same epochs in all, same batches, same early stopping."""
+    plan = material.plan
+    if kind == HEAD:
+        model, _ = copy_with_head(
+            material.base, classes=material.classes, keep=plan.task.head == "keep", example=example, seed=plan.seed, spec=material.spec
+        )
+        rates = [stage.lr for stage in plan.stages if HEAD in stage.layers] or [plan.stages[0].lr]
+        return replace(model, name="control:head"), Stage(HEAD, epochs=plan.epochs, lr=rates[0])
+    model = random_start(material.base, adapted, form, kind=material.kind, seed=plan.seed, spec=material.spec)
+    return model, Stage("*", epochs=plan.epochs, lr=max(stage.lr for stage in plan.stages))
+
+
+# Training -------------------------------------------------------------------------------------------------------------------------
+
+
+def _stages(
+    network: nn.Module,
+    stages: Sequence[Stage],
+    choices: Sequence[Choice],
+    job: Job,
+    *,
+    who: str,
+    what: str,
+    heads: Sequence[str],
+    folder: Path | None,
+    key: str,
+    resume: bool,
+    base: Tensors | None,
+) -> list[StageState]:
+    """Successive fits, each from the last one's weights; finished ones are taken from the folder."""
+    from tl_audit.finetune.engine import fit
+
+    _set_dropout(network, job.training.dropout)
+    done: list[StageState] = []
+    first_epoch = 0
+    for number, (stage, choice) in enumerate(zip(stages, choices, strict=True), start=1):
+        own_key = stage_key(key, who, number)
+        label = f"{what} {number}/{len(stages)} ({stage.name})" if len(stages) > 1 else f"{what} ({stage.name})"
+        found = load_stage(folder, f"{who}-{number}", own_key) if folder is not None and resume else None
+        if found is not None and _fits(network, found[0]):
+            network.load_state_dict(found[0], strict=True)
+            done.append(found[1])
+            job.progress.skip(stage.epochs * count_batches(len(job.train), job.training.batch_size))
+            job.progress.say(f"{label}: taken from the unfinished run")
+        else:
+            fitted = fit(network, stage, choice, job, heads=heads, what=label, first_epoch=first_epoch, base=base)
+            record = StageRecord(
+                name=stage.name,
+                layers=stage.layers,
+                epochs=stage.epochs,
+                lr=stage.lr,
+                layer_decay=stage.layer_decay,
+                optimiser=job.training.optimiser,
+                schedule=stage.schedule or job.training.schedule,
+                trainable=choice.trainable,
+                frozen=choice.frozen,
+                trainable_parameters=sum(p.numel() for name, p in network.named_parameters() if name in set(choice.trainable)),
+                best_epoch=fitted.best_epoch,
+                stopped_early=fitted.stopped_early,
+                history=tuple(fitted.history),
+                seconds=fitted.seconds,
+            )
+            state = StageState(key=own_key, record=record, samples_seen=fitted.samples_seen)
+            if folder is not None:
+                save_stage(folder, f"{who}-{number}", fitted.tensors, state)
+            done.append(state)
+        first_epoch += stage.epochs
+    network.eval()
+    return done
+
+
+def _fits(network: nn.Module, tensors: Tensors) -> bool:
+    state = network.state_dict()
+    return set(state) == set(tensors) and all(state[name].shape == tensors[name].shape for name in state)
+
+
+# After training -------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Facts:
+    base_hash: str
+    form: ModelForm
+    heads: tuple[str, ...]
+    choices: tuple[Choice, ...]
+    stages: tuple[StageRecord, ...]
+    controls: tuple[ControlRecord, ...]
+    flops: Mapping[str, float]
+    device: str
+    started: str
+    seconds: float
+
+
+def _record(material: _Material, adapted: Model, facts: _Facts) -> AdaptationRecord:
+    plan, base = material.plan, material.base
+    parameters = {name: p.numel() for name, p in adapted.module.named_parameters()}
+    moved = {name for stage in facts.stages for name in stage.trainable}
+    frozen = set(facts.choices[0].frozen).intersection(*(choice.frozen for choice in facts.choices[1:]))
+    adapted_hash = tensor_hash(adapted.module)
+    file = base.file
+    spec = material.spec
+    return AdaptationRecord(
+        base_id=plan.base if isinstance(plan.base, str) else base.identity,
+        base_revision=plan.provenance.base_revision,
+        base_sha256=facts.base_hash if file is None else file.sha256,
+        base_format="built-in" if file is None else file.format,
+        base_file=None if file is None else _relative(Path(file.path), plan.folder),
+        base_origin=base.origin,  # type: ignore[arg-type]
+        base_licence=plan.provenance.base_licence,
+        base_source=plan.provenance.base_source,
+        base_classes=base.model.classes,
+        base_tensors_sha256=facts.base_hash,
+        plan_sha256=plan.sha256,
+        plan=plan.model_dump(mode="json"),
+        kind=material.kind,
+        setting="inductive",
+        classes=material.classes,
+        class_source="base" if plan.task.head == "keep" else "declared" if plan.task.classes is not None else "data",
+        train=material.train.record(material.classes),
+        validation=None if material.validation is None else material.validation.record(material.classes),
+        preprocessing={} if spec is None else spec.model_dump(mode="json"),
+        method=_method(plan, base, moved, parameters),
+        stages=facts.stages,
+        frozen=tuple(name for name in adapted.module.state_dict() if name in frozen),
+        trainable_share=sum(parameters[name] for name in parameters if name in moved) / max(1, sum(parameters.values())),
+        parameters=sum(parameters.values()),
+        architecture_changes=architecture_changes(base.model.module, adapted.module, new=facts.heads if plan.task.head == "new" else ()),
+        head=adapted.head,
+        task={**plan.task.model_dump(mode="json"), "classes": list(material.classes), "positive": plan.positive},
+        training=plan.training.model_dump(mode="json"),
+        seeds={"plan": plan.seed},
+        flops=facts.flops,
+        flops_method=METHOD,
+        versions=_versions(),
+        device=_device_name(facts.device),
+        adapted_sha256=adapted_hash,
+        adapted_tensors_sha256=adapted_hash,
+        controls=facts.controls,
+        started=facts.started,
+        ended=_now(),
+        seconds=facts.seconds,
+        peak_memory_bytes=_peak_memory(facts.device),
+        notes=tuple(dict.fromkeys(material.notes)),
+    )
+
+
+def _method(plan: Plan, base: Base, moved: set[str], parameters: Mapping[str, int]) -> Any:
+    if all(is_head_only(stage.layers) for stage in plan.stages):
+        return "head"
+    if moved == set(parameters):
+        return "scratch" if base.origin == "random start" else "full"
+    return "partial"
+
+
+def architecture_changes(base: nn.Module, adapted: nn.Module, *, new: Sequence[str] = ()) -> tuple[TensorChange, ...]:
+    """Tensors that one network has and the other has not, or that have another shape. A new head of the same shape is listed as reshaped too."""
+    before = {name: tuple(t.shape) for name, t in base.state_dict().items()}
+    after = {name: tuple(t.shape) for name, t in adapted.state_dict().items()}
+    changes = []
+    for name in dict.fromkeys([*before, *after]):
+        if name not in after:
+            changes.append(TensorChange(name=name, change="removed", before=before[name]))
+        elif name not in before:
+            changes.append(TensorChange(name=name, change="added", after=after[name]))
+        elif before[name] != after[name] or any(name.startswith(head + ".") for head in new):
+            changes.append(TensorChange(name=name, change="reshaped", before=before[name], after=after[name]))
+    return tuple(changes)
+
+
+def _write(
+    folder: Path, material: _Material, form: ModelForm, record: AdaptationRecord, adapted: Model, controls: dict[str, Model], resume: bool
+) -> tuple[AdaptationRecord, Model, dict[str, Model]]:
+    """The run directory: results, then the manifest, then the unfinished stages go."""
+    plan = material.plan
+    clear_results(folder)
+    file = write_tensors(folder / ADAPTED, adapted.module.state_dict())
+    write_tensors(folder / BASE, material.base.model.module.state_dict())
+    names = [ADAPTED, BASE, RECORD, PLAN, ENCODING, SAMPLES]
+    files: dict[str, WeightsFile] = {}
+    for kind, model in controls.items():
+        files[kind] = write_tensors(folder / control_file(kind), model.module.state_dict())
+        names.append(control_file(kind))
+    record = record.model_copy(
+        update={
+            "adapted_sha256": file.sha256,
+            "adapted_file": ADAPTED,
+            "base_file": None if material.base.file is None else _relative(Path(material.base.file.path), folder),
+            "controls": tuple(c if c.kind not in files else c.model_copy(update={"sha256": files[c.kind].sha256}) for c in record.controls),
+        }
+    )
+    encoding = Encoding(
+        kind=material.kind,
+        preprocessing=material.spec,
+        adapted=form,
+        base=material.base.form.model_copy(update={"classes": material.base.model.classes}),
+        plan_folder=_relative(plan.folder, folder) if material.data_in_plan else None,
+    )
+    write_json(folder / ENCODING, encoding)
+    write_text(folder / PLAN, plan.to_toml())
+    write_samples(folder / SAMPLES, _rows(material))
+    write_json(folder / RECORD, record)
+    write_manifest(folder, names)
+    clear_partial(folder)
+    return record, replace(adapted, file=file), {kind: replace(model, file=files[kind]) for kind, model in controls.items()}
+
+
+def _rows(material: _Material) -> list[Row]:
+    rows = []
+    for inputs in (material.train, material.validation):
+        if inputs is None:
+            continue
+        split = inputs.split
+        for at, row in enumerate(split.rows.tolist()):
+            cluster = None if split.domain.cluster is None else split.domain.cluster[row]
+            label = material.classes[int(split.labels[at])]
+            rows.append(Row(split.domain.ids[row], split.name, label, None if cluster is None else str(cluster), inputs.hashes[at]))
+    return rows
+
+
+def _finished(folder: Path, plan: Plan, material: _Material, base_hash: str, kinds: Sequence[str]) -> Adaptation | None:
+    """The adaptation that the folder already holds, where it is exactly this one."""
+    if not (folder / MANIFEST).is_file():
+        return None
+    record = read_files(folder).record
+    train = material.train.record(material.classes)
+    validation = None if material.validation is None else material.validation.record(material.classes)
+    there = {control.kind for control in record.controls}
+    same = (
+        record.plan_sha256 == plan.sha256
+        and record.train == train
+        and record.validation == validation
+        and record.base_tensors_sha256 == base_hash
+        and record.classes == material.classes
+        and there == set(kinds)
+        and record.versions.get("torch") == _versions().get("torch")
+    )
+    if not same:
+        return None
+    run = load_run(folder, module=material.base.model.module)
+    train_part = part_of(material.train.split.domain, "train", material.train.split.rows)
+    held = material.validation
+    validation_part = None if held is None else part_of(held.split.domain, "validation", held.split.rows)
+    base = replace(material.base.model, file=material.base.file, preprocessing=material.base.model.preprocessing or material.spec)
+    return Adaptation(
+        run.adapted, base, run.controls, run.record, str(folder), run.same_as_adapted, train_part, validation_part, reused=True
+    )
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return os.path.relpath(path.resolve(), folder.resolve())
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue  # an absent package has no version to record
+    return versions
+
+
+def _device_name(device: str) -> str:
+    return "cpu" if device == "cpu" else f"{device} ({torch.cuda.get_device_name(torch.device(device))})"
+
+
+def _peak_memory(device: str) -> int:
+    """Peak memory in bytes: of the accelerator where one was used, else of the process so far."""
+    if device != "cpu":
+        return int(torch.cuda.max_memory_allocated(torch.device(device)))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

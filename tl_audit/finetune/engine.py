@@ -1,0 +1,394 @@
+"""One fit on pytorch-lightning. Imported by ``adapt`` alone, and late: importing the trainer takes seconds.
+
+The pattern is that of HARDENING.md §4: ``requires_grad`` is set before the fit and never changed inside it; frozen modules are put in ``eval()``
+at the start of every epoch; a new trainer for each stage; the best weights are kept as tensors (no pickled checkpoint is ever written); and after
+the fit every frozen tensor is compared with its start, bit by bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.plugins.environments import LightningEnvironment
+from torch import nn
+
+from tl_audit.errors import ConfigError, Interrupted, ModelError
+from tl_audit.finetune.choose import Choice, freeze, set_modes
+from tl_audit.finetune.inputs import Batches, Inputs, count_batches, key_seed
+from tl_audit.finetune.plan import Stage, Training
+from tl_audit.finetune.progress import Progress
+from tl_audit.finetune.rates import Schedule, layer_order, layer_rates, optimiser, parameter_groups, rate_factor
+from tl_audit.models import outputs
+
+AUXILIARY = {"aux_logits": 0.4, "aux_logits1": 0.3, "aux_logits2": 0.3}
+"weight of auxiliary heads in the loss (Szegedy 2015, arXiv:1409.4842, section 5; Inception v3: torchvision's training reference)"
+PRECISION = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all fits of one adaptation share."""
+
+    train: Inputs
+    validation: Inputs | None
+    classes: int
+    class_weights: tuple[float, ...] | None
+    validation_weights: tuple[float, ...] | None
+    label_smoothing: float
+    sampler: str | None
+    training: Training
+    seed: int
+    device: str
+    progress: Progress
+    output: str | int | None = None
+
+
+@dataclass
+class Fitted:
+    """What one fit gave: all tensors of the network on the CPU (the best ones), and its history."""
+
+    tensors: dict[str, torch.Tensor]
+    history: list[dict[str, float]]
+    best_epoch: int
+    stopped_early: bool
+    seconds: float
+    choice: Choice
+    samples_seen: int = 0
+    rates: dict[str, float] = field(default_factory=dict)
+
+
+def fit(
+    network: nn.Module,
+    stage: Stage,
+    choice: Choice,
+    job: Job,
+    *,
+    heads: Sequence[str],
+    what: str,
+    first_epoch: int = 0,
+    base: Mapping[str, torch.Tensor] | None = None,
+) -> Fitted:
+    """Trains ``network`` in place for one stage, leaves it on the CPU in ``eval()`` with its best weights.
+
+    Parameters
+    ----------
+    first_epoch : number of planned epochs before this fit; the order of samples is that of (seed, epoch), so that controls see the same batches
+    base : the base's tensors, for L2-SP; None: no pull
+
+    Raises
+    ------
+    ModelError : the loss is not finite, or a frozen tensor moved
+    Interrupted : the user asked to stop; earlier stages are on disk
+    """
+    start = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+    freeze(network, choice)
+    module = _Fit(network, stage, choice, job, heads=heads, what=what, first_epoch=first_epoch, base=base or {})
+    began = time.monotonic()
+    job.progress.fit(what)
+    accelerator, devices = _lightning_device(job.device)
+    with _quiet(), _deterministic(job.device), _generators_kept(job.device), _stop_on_signal(module):
+        trainer = pl.Trainer(
+            accelerator=accelerator,
+            devices=devices,
+            precision=PRECISION[job.training.precision],  # type: ignore[arg-type]
+            max_epochs=stage.epochs,
+            gradient_clip_val=job.training.gradient_clip,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            plugins=[LightningEnvironment()],
+        )
+        train = Batches(
+            job.train,
+            job.training.batch_size,
+            seed=job.seed,
+            epoch=lambda: first_epoch + trainer.current_epoch,
+            sampler=job.sampler,
+            classes=job.classes,
+        )
+        loaders = None if job.validation is None else Batches(job.validation, max(64, job.training.batch_size))
+        trainer.fit(module, train_dataloaders=train, val_dataloaders=loaders)
+    network.cpu().eval()
+    if module.best is not None:
+        network.load_state_dict({**network.state_dict(), **module.best}, strict=True)
+    for parameter in network.parameters():
+        parameter.requires_grad_(True)
+        parameter.grad = None
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+    moved = [name for name in choice.frozen if not torch.equal(tensors[name], start[name])]
+    if moved:
+        raise ModelError(
+            f"{what}: {len(moved)} frozen tensors moved ({', '.join(moved[:5])}): the network changes its own weights in forward"
+        )
+    ran = len(module.history)
+    job.progress.skip((stage.epochs - ran) * len(train))
+    return Fitted(
+        tensors=tensors,
+        history=module.history,
+        best_epoch=module.best_epoch,
+        stopped_early=ran < stage.epochs,
+        seconds=time.monotonic() - began,
+        choice=choice,
+        samples_seen=ran * len(job.train),
+        rates=module.rates,
+    )
+
+
+class _Fit(pl.LightningModule):
+    """The loop of one stage: loss, optimiser, history, best weights."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        stage: Stage,
+        choice: Choice,
+        job: Job,
+        *,
+        heads: Sequence[str],
+        what: str,
+        first_epoch: int,
+        base: Mapping[str, torch.Tensor],
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self._stage, self._choice, self._job = stage, choice, job
+        self._what, self._first_epoch = what, first_epoch
+        self.rates = layer_rates(layer_order(network, heads), choice.trainable, stage.lr, stage.layer_decay)
+        self._base = dict(base) if job.training.l2sp > 0 else {}
+        self._pulled: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._weights: torch.Tensor | None = None
+        self._validation_weights: torch.Tensor | None = None
+        self._sums: list[torch.Tensor] = []
+        self._val: list[torch.Tensor] = []
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, torch.Tensor] | None = None
+        self.best_epoch = 0
+        self._best_loss = math.inf
+        self._epochs_since_best = 0
+        self._rate = stage.lr
+        self.stop_code: int | None = None
+        moving = set(choice.trainable)
+        fixed = set(choice.frozen)
+        self._kept = [n for n in network.state_dict() if n in moving or n not in fixed]
+
+    def configure_optimizers(self) -> Any:  # Any: Lightning's own union
+        training = self._job.training
+        parameters = dict(self.network.named_parameters())
+        shared = [n for n in self._choice.trainable if n in self._base and n in parameters and self._base[n].shape == parameters[n].shape]
+        groups = parameter_groups(self.network, self.rates, weight_decay=training.weight_decay, pulled=shared)
+        per_epoch = count_batches(len(self._job.train), training.batch_size)
+        steps = per_epoch * self._stage.epochs
+        warmup = round((training.warmup if self._stage.warmup is None else self._stage.warmup) * per_epoch)
+        schedule: Schedule = self._stage.schedule or training.schedule
+        chosen = optimiser(groups, training)
+        rates = torch.optim.lr_scheduler.LambdaLR(chosen, lambda step: rate_factor(step, steps, warmup=warmup, schedule=schedule))
+        self._pulled = [(parameters[n], self._base[n].to(parameters[n].device)) for n in shared]
+        return {"optimizer": chosen, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        job = self._job
+        if job.class_weights is not None:
+            self._weights = torch.tensor(job.class_weights, device=self.device)
+        if job.validation_weights is not None:
+            self._validation_weights = torch.tensor(job.validation_weights, device=self.device)
+        self._pulled = [(parameter, start.to(parameter.device)) for parameter, start in self._pulled]
+
+    def on_train_epoch_start(self) -> None:
+        set_modes(self.network, self._choice)
+        # dropout and the like are those of (seed, epoch): a resumed run and a control draw the same
+        torch.manual_seed(key_seed(self._job.seed, "epoch", self._first_epoch + self.current_epoch))
+        self._sums = []
+        self._rate = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
+
+    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int) -> torch.Tensor:
+        inputs, labels = batch
+        raw = self.network(inputs)
+        loss = self._loss(outputs(raw, self._job.output), labels)
+        for name, weight in AUXILIARY.items():
+            side = getattr(raw, name, None)
+            if isinstance(side, torch.Tensor):
+                loss = loss + weight * self._loss(side, labels)
+        self._sums.append(torch.stack([loss.detach() * len(labels), torch.tensor(float(len(labels)), device=loss.device)]))
+        if self._pulled:
+            loss = loss + l2sp_penalty(self._pulled, self._job.training.l2sp)
+        return loss
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self._job.progress.batch()
+        if self.stop_code is not None:
+            raise Interrupted(self.stop_code)
+
+    def on_validation_epoch_start(self) -> None:
+        self._val = []
+
+    def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int) -> None:
+        inputs, labels = batch
+        logits = outputs(self.network(inputs), self._job.output).float()
+        each = F.cross_entropy(logits, labels, reduction="none")
+        weight = torch.ones_like(each) if self._validation_weights is None else self._validation_weights[labels]
+        right = (logits.argmax(dim=1) == labels).sum()
+        self._val.append(
+            torch.stack([(each * weight).sum(), weight.sum(), right.to(each.dtype), torch.tensor(float(len(labels)), device=each.device)])
+        )
+
+    def on_train_epoch_end(self) -> None:
+        total, seen = torch.stack(self._sums).double().sum(dim=0).tolist()
+        row = {"epoch": float(self.current_epoch + 1), "train_loss": total / seen, "lr": float(self._rate)}
+        if self._val:
+            loss, weight, right, n = torch.stack(self._val).double().sum(dim=0).tolist()
+            row["val_loss"] = loss / weight if weight else math.nan
+            row["val_accuracy"] = right / n
+        for key in ("train_loss", "val_loss"):
+            if not math.isfinite(row.get(key, 0.0)):
+                raise ModelError(
+                    f"{self._what}, epoch {self.current_epoch + 1}: {key} is not finite: lower lr, or set gradient_clip in [training]"
+                )
+        self.history.append(row)
+        self._remember(row.get("val_loss"))
+        self._job.progress.epoch(self.current_epoch + 1, self._stage.epochs, row)
+
+    def _remember(self, val_loss: float | None) -> None:
+        if val_loss is None:
+            self.best_epoch = self.current_epoch + 1  # without validation the last weights are the result
+            return
+        if val_loss < self._best_loss:
+            self._best_loss, self.best_epoch, self._epochs_since_best = val_loss, self.current_epoch + 1, 0
+            state = self.network.state_dict()
+            self.best = {name: state[name].detach().cpu().clone() for name in self._kept}
+            return
+        self._epochs_since_best += 1
+        patience = self._job.training.early_stop
+        if patience is not None and self._epochs_since_best >= patience:
+            self.trainer.should_stop = True
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(logits.float(), labels, weight=self._weights, label_smoothing=self._job.label_smoothing)
+
+
+def l2sp_penalty(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], weight: float) -> torch.Tensor:
+    """½ · weight · Σ ‖w − w_base‖² over (moving tensor, its start in the base).
+
+    References
+    ----------
+    Li, Grandvalet & Davoine (2018). Explicit inductive bias for transfer learning with convolutional networks. arXiv:1802.01483
+    """
+    total = torch.stack([(parameter - start).square().sum() for parameter, start in pairs]).sum()
+    return 0.5 * weight * total
+
+
+def resolve_device(device: str) -> str:
+    """ "auto", "cpu", "cuda" or "cuda:N" as a device that exists.
+
+    Raises
+    ------
+    ConfigError : no such device here
+    """
+    if device == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        return "cpu"
+    if device == "cuda" or device.startswith("cuda:"):
+        number = device.partition(":")[2] or "0"
+        have = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not number.isdigit() or int(number) >= have:
+            there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(have))])
+            raise ConfigError(f"device {device!r} is not here; there is: {there}")
+        return f"cuda:{number}"
+    raise ConfigError(f"device {device!r} is not known: auto, cpu, cuda, cuda:N")
+
+
+def _lightning_device(device: str) -> tuple[str, Any]:
+    return ("cpu", 1) if device == "cpu" else ("gpu", [int(device.partition(":")[2])])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The trainer's own notices are about things that are decided here; what matters to the user goes through Progress."""
+    names = ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric")
+    loggers = [logging.getLogger(name) for name in names]
+    before = [(logger, logger.level) for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            for package in ("pytorch_lightning", "lightning_fabric", "lightning_utilities"):
+                warnings.filterwarnings("ignore", module=rf"{package}(\..*)?")
+            # raised with a stack level that lands outside the package
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+            yield
+    finally:
+        for logger, level in before:
+            logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _deterministic(device: str) -> Iterator[None]:
+    """On an accelerator: deterministic kernels where they exist. The caller's flags come back."""
+    if device == "cpu":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the library starts; later it has no effect
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.backends.cudnn.benchmark,
+    )
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cudnn.benchmark = before[2]
+
+
+@contextlib.contextmanager
+def _generators_kept(device: str) -> Iterator[None]:
+    """The caller's random state is as before, whatever is drawn inside."""
+    devices = [] if device == "cpu" else [torch.device(device)]
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+@contextlib.contextmanager
+def _stop_on_signal(module: _Fit) -> Iterator[None]:
+    """First Ctrl-C or SIGTERM: the batch is finished, then ``Interrupted``. A second one stops at once.
+
+    Only where the process still has the default handlers and this is its main thread: a caller's own handlers are left alone.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    codes = {signal.SIGINT: 130, signal.SIGTERM: 143}
+    before = {number: signal.getsignal(number) for number in defaults}
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        module.stop_code = codes[signal.Signals(number)]
+        signal.signal(number, before[signal.Signals(number)])
+
+    taken = [number for number, default in defaults.items() if before[number] == default]
+    for number in taken:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, before[number])
