@@ -23,7 +23,7 @@ from tl_audit.report.page import EXAMPLE_POLICY, FIXED_SENTENCE, SECTION_TITLES,
 from tl_audit.report.reference import GLOSSARY, LEGEND, METHODS
 from tl_audit.report.text import visible
 
-__all__ = ["MOST_BYTES", "environment", "render_html", "stylesheet", "templates_dir"]
+__all__ = ["MOST_BYTES", "STATUS_WORDS", "environment", "read_css", "render_html", "squeeze", "stylesheet", "templates_dir"]
 
 MOST_BYTES = 5 * 10**6
 STATUS_WORDS = {status: status.replace("_", " ") for status in STATUSES}
@@ -47,6 +47,13 @@ def _drawing(text: SvgText) -> Markup:
 
 def _shape(status: str) -> Markup:
     return Markup(charts.status_shapes()[status])
+
+
+def _sheet(css: str) -> Markup:
+    """A style sheet of ours inside a style element, where escapes are not read."""
+    if "<" in css:
+        raise ValueError("a style sheet may not hold '<'")
+    return Markup(css)
 
 
 def _finalize(value: Any) -> Any:  # Any: whatever a template prints
@@ -73,6 +80,7 @@ def environment() -> Environment:
     )
     env.filters["drawing"] = _drawing
     env.filters["shape"] = _shape
+    env.filters["sheet"] = _sheet
     env.filters["count"] = numbers.count
     env.globals.update(
         status_words=STATUS_WORDS, fixed_sentence=FIXED_SENTENCE, example_policy=EXAMPLE_POLICY, section_titles=SECTION_TITLES,
@@ -81,11 +89,11 @@ def environment() -> Environment:
     return env
 
 
-def _css(name: str) -> str:
+def read_css(name: str) -> str:
     return (templates_dir() / name).read_text(encoding="utf-8")
 
 
-def _squeeze(css: str) -> str:
+def squeeze(css: str) -> str:
     """A style sheet without comments and indentation."""
     return re.sub(r"\s*\n\s*", "\n", re.sub(r"/\*.*?\*/", "", css, flags=re.DOTALL)).strip()
 
@@ -95,7 +103,7 @@ def stylesheet(hash12: str, *, draft: bool) -> str:
     if not re.fullmatch(r"[0-9a-f]{12}", hash12):
         raise ValueError("the record hash is not hexadecimal")
     margin = f'@page {{ @top-left {{ content: "{"DRAFT – not signed" if draft else "Signed, see section M"}" }} @bottom-left {{ content: "record {hash12}" }} }}'
-    return _squeeze(_css("theme.css") + _css("charts.css") + _css("page.css") + margin)
+    return squeeze(read_css("theme.css") + read_css("charts.css") + read_css("page.css") + margin)
 
 
 def _csp(style: str) -> str:
@@ -106,7 +114,7 @@ def _csp(style: str) -> str:
 def _render(result: AuditResult, hash_: str, pictures: Pictures) -> str:
     page = build(result, record_hash=hash_, report_hash=report_hash(result), pictures=pictures)
     style = stylesheet(hash_[:12], draft=page.draft)
-    return environment().get_template("report.html").render(page=page, result=result, style=Markup(style), csp=_csp(style)) + "\n"
+    return environment().get_template("report.html").render(page=page, result=result, style=style, csp=_csp(style)) + "\n"
 
 
 def render_html(result: AuditResult, *, record_text: str | None = None) -> str:

@@ -313,7 +313,7 @@ def _largest_cells(ids: Counters, exhibit: Heatmap) -> Grid:
 # ---- exhibits -----------------------------------------------------------------------------------------------------------------------------
 
 
-def _source(picture: Picture, where: str) -> str:
+def picture_source(picture: Picture, where: str) -> str:
     """The data URI of a picture after a look at its bytes: PNG or WebP, and not huge."""
     try:
         data = base64.b64decode(picture.png or "", validate=True)
@@ -337,7 +337,7 @@ def _samples(grid: ImageGrid, pictures: Pictures) -> tuple[tuple[SampleView, ...
         for picture in row.pictures:
             src, note = "", picture.note or ""
             if picture.png:
-                src = _source(picture, f"exhibit {grid.id}")
+                src = picture_source(picture, f"exhibit {grid.id}")
                 if not pictures.take(picture.png):
                     src, note, left_out = "", "left out for size", left_out + 1
             views.append(PictureView(picture.title, picture.alt, src, note if src or note else "no picture", picture.stamp or grid.stamp))
