@@ -226,7 +226,8 @@ def _index(model: Model, target: Any, width: int) -> int:
 
 def _encoded(inputs: Any, spec: InputSpec | None) -> tuple[torch.Tensor, Modality, tuple[str, ...]]:
     """Model inputs, their kind of data, and sample ids (row numbers) of whatever a caller gave."""
-    from tl_audit.modality import IMAGE, TABULAR
+    from tl_audit.modality.image import IMAGE
+    from tl_audit.modality.tabular import TABULAR
 
     if isinstance(inputs, torch.Tensor) and inputs.dtype != torch.uint8:
         tensor = inputs.detach()
@@ -256,7 +257,7 @@ def _encoded(inputs: Any, spec: InputSpec | None) -> tuple[torch.Tensor, Modalit
 def _from_frame(frame: Any, spec: InputSpec | None) -> tuple[torch.Tensor, Modality, tuple[str, ...]]:  # Any: a pandas DataFrame
     import pandas as pd
 
-    from tl_audit.modality import TABULAR
+    from tl_audit.modality.tabular import TABULAR
 
     if isinstance(spec, TableEncoding):
         missing = [c for c in spec.columns if c not in frame.columns]
