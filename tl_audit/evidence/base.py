@@ -49,7 +49,7 @@ def missing_input(name: str) -> str:
 def missing_model(subject: Subject, key: str) -> str:
     """What is missing where a model is, in words; says so where a control is the adapted model by design."""
     if key.removeprefix("control:") in subject.same_as_adapted:
-        return f"the control {key.removeprefix('control:')!r} is the adapted model itself by the plan: nothing to compare"
+        return f"no comparison: the control {key.removeprefix('control:')!r} is the adapted model itself by the plan"
     return missing_input(key)
 
 

@@ -94,6 +94,11 @@ class Collector:
             self._read(role, scan, ())
         return scan
 
+    def finished_scan(self, role: str) -> DomainScan | None:
+        """The scan of a domain if it is complete already; nothing is read."""
+        scan = self._scan(role)
+        return scan if scan.complete else None
+
     def table(self, key: str, role: str) -> OutputTable:
         """What a model gave on a domain; runs it where that is not stored.
 
@@ -150,7 +155,13 @@ class Collector:
                 for key in [k for k in runs if (k, role) in self.failed]:
                     del runs[key]
             self.progress(label, int(rows[-1]) + 1, scan.rows)
+        if scan.complete:
+            ids = scan.domain.ids
+            bad = {ids[row]: reason for row, reason in scan.errors().items()}
+            scan.domain.samples.caps.refuse_above(bad, scan.rows, f"samples of {scan.domain.name} cannot be read")
         for key, run in runs.items():
+            for note in scan.domain.samples.modality.spec_notes(scan.domain.samples, run.model.preprocessing):
+                self.caveats[f"The {key} model on the {role} domain: {note}"] = None
             self._finish(key, role, run)
 
     def _open(self, key: str, role: str, scan: DomainScan) -> _Run:
@@ -192,6 +203,9 @@ class Collector:
             self.forwards += 1
         except TLAuditError as error:
             self._fail(key, role, error)
+            return
+        except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+            self._fail(key, role, ModelError(f"{run.model.name}: its forward fails on inputs as {role} samples give them: {_short(error)}"))
             return
         widths = {
             "logits": logits.shape[1],
@@ -263,9 +277,13 @@ class Collector:
                 given = self._run(run, piece)
                 if run.table.facts.get("repeat") is None:
                     run.table.facts["repeat"] = _largest_difference(given["logits"], self._run(run, piece)["logits"])
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            except TLAuditError:
+                raise
+            except (MemoryError, RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
                 if not _is_out_of_memory(error):
-                    raise
+                    raise ModelError(
+                        f"{run.model.name}: its forward fails on inputs of shape {tuple(piece.shape)}: {_short(error)}"
+                    ) from error
                 if run.table.facts["halved"] >= HALVINGS or len(piece) == 1:
                     raise ModelError(
                         f"{run.model.name}: a batch of {len(piece)} samples ({piece.numel() * 4} bytes of input) does not fit in memory"
@@ -382,6 +400,11 @@ def _devices(net: nn.Module) -> Iterable[str]:
 def _largest_difference(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
     both = np.isfinite(a) & np.isfinite(b)
     return float(np.abs(a[both].astype(np.float64) - b[both].astype(np.float64)).max()) if both.any() else 0.0
+
+
+def _short(error: BaseException) -> str:
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -97,6 +97,11 @@ class Store:
         log.info(text)
         self.notes.append(text)
 
+    def clear(self) -> None:
+        """Give up all that is stored."""
+        for name in ("domains", "outputs", "maps", "measurements"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+
     def close(self) -> None:
         """Release the lock; a temporary folder goes. Memory-mapped arrays that are still held stay readable."""
         self._finalizer()
