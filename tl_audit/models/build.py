@@ -366,7 +366,7 @@ def _imported(
         maker = getattr(maker, part)
     if not callable(maker):
         raise ConfigError(f'"{arch}" is {type(maker).__name__}, expected a function or class that makes a torch.nn.Module')
-    takes = inspect.signature(maker).parameters
+    takes = _signature(maker, arch).parameters
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in takes.values())
     given: dict[str, Any] = {"num_classes": num_classes, "encoding": encoding, "input_size": input_size}
     own = {k: v for k, v in given.items() if v is not None and (k in takes or (open_ended and k == "num_classes"))}
@@ -382,12 +382,20 @@ def _imported(
 
 
 def _call(maker: Callable[..., Any], arch: str, arguments: dict[str, Any]) -> Any:
+    signature = _signature(maker, arch)
     try:
-        inspect.signature(maker).bind(**arguments)
+        signature.bind(**arguments)
     except TypeError as error:
-        known = ", ".join(inspect.signature(maker).parameters)
+        known = ", ".join(signature.parameters)
         raise ConfigError(f'"{arch}" does not take these settings ({error}); it takes: {known}') from error
     return maker(**arguments)
+
+
+def _signature(maker: Callable[..., Any], arch: str) -> inspect.Signature:
+    try:
+        return inspect.signature(maker)
+    except ValueError as error:  # some built-in types have none
+        raise ConfigError(f'"{arch}" has no signature that can be read: write a function that returns the torch.nn.Module') from error
 
 
 def _refuse_extra(prefix: str, arch: str) -> None:

@@ -66,6 +66,8 @@ def pool(value: torch.Tensor, rows: int, module: nn.Module | None = None) -> tor
             return windows.reshape(rows, -1, windows.shape[1]).mean(dim=1)
         else:
             raise ModelError(f"a value of shape {tuple(value.shape)} does not belong to {rows} samples")
+    elif value.ndim == 3 and value.shape[1] == rows and _is_time_first(module):
+        value = value.transpose(0, 1)  # as many tokens as samples: only the module's own setting tells them apart
     if value.ndim == 1:
         return value.unsqueeze(1).float()
     if value.ndim == 2:
@@ -356,6 +358,12 @@ def _is_last(value: torch.Tensor, module: nn.Module | None) -> bool:
     if second == last != first:
         return False
     return isinstance(_last_owner(module), (*_CHANNELS_LAST, nn.LayerNorm))
+
+
+def _is_time_first(module: nn.Module | None) -> bool:
+    """Whether a module is made of attention or recurrent layers that expect (T, B, D)."""
+    parts = [] if module is None else [m for m in module.modules() if isinstance(m, nn.MultiheadAttention | nn.RNNBase)]
+    return any(not part.batch_first for part in parts)
 
 
 def _last_owner(module: nn.Module | None) -> nn.Module | None:
