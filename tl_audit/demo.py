@@ -8,7 +8,7 @@ Two defects are planted (``clean=True`` leaves both out):
 
 1. **A corner mark.** In the training data of site north, every "7" carries a dark mark in the top left corner, and nothing else does.
    In the target it sits on many north images of other classes. A model that learned the mark calls those "7".
-2. **A thin site.** Site south makes up a few percent of the training data instead of half. Represented equally (``clean=True``) it is learned as well as north.
+2. **A thin site.** Site south makes up one percent of the training data instead of half. Represented equally (``clean=True``) it is learned as well as north.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ CLASSES = tuple(str(d) for d in range(10))
 SIDE = 32
 TEST_DIGITS = 700
 MARKED_CLASS = "7"
-MARK_SIDE = 5
-SOUTH_SHARE_DEFECT = 0.04
-MARK_SHARE_TARGET = 0.35
+MARK_SIDE = 7
+SOUTH_SHARE_DEFECT = 0.008
+MARK_SHARE_TARGET = 0.3
 
 
 class Reading(NamedTuple):
