@@ -105,6 +105,20 @@ class _Material:
     notes: list[str] = field(default_factory=list)
     data_in_plan: bool = False
 
+    @property
+    def example(self) -> torch.Tensor:
+        """Inputs of the first two training samples."""
+        return self.train.batch(np.arange(min(2, len(self.train)), dtype=np.int64))[0]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where finished stages lie, and the key that says of which adaptation they are."""
+
+    folder: Path | None
+    key: str
+    resume: bool
+
 
 def adapt(
     plan: Plan | str | Path,
@@ -153,98 +167,52 @@ def adapt(
         open_folder(folder)
     material = _prepare(plan, train, validation, offline=offline)
     base_hash = tensor_hash(material.base.model.module)
-    example = material.train.batch(np.arange(min(2, len(material.train)), dtype=np.int64))[0]
-    adapted, form = copy_with_head(
-        material.base, classes=material.classes, keep=plan.task.head == "keep", example=example, seed=plan.seed, spec=material.spec
-    )
+    adapted, form = _start(material)
     heads: tuple[str, ...] = tuple(adapted.facts["heads"])
     choices = _choices(plan, adapted.module, heads)
-    key = _key(material, base_hash)
-    if folder is not None and resume and (found := _finished(folder, plan, material, base_hash, kinds)) is not None:
+    if folder is not None and resume and (found := _finished(folder, material, base_hash, kinds)) is not None:
         clear_partial(folder)
         return found
-    from tl_audit.finetune.engine import resolve_device  # late: the trainer takes seconds to import
+    from tl_audit.finetune.engine import resolve_device, threads_for  # late: the trainer takes seconds to import
 
-    same: tuple[str, ...] = (HEAD,) if HEAD in kinds and all(is_head_only(stage.layers) for stage in plan.stages) else ()
-    trained_controls = [kind for kind in kinds if kind not in same]
-    flops_before = [training_flops(adapted.module, choice, example, output=adapted.output) for choice in choices]
+    same: tuple[ControlKind, ...] = (HEAD,) if HEAD in kinds and all(is_head_only(stage.layers) for stage in plan.stages) else ()
+    own = tuple(kind for kind in kinds if kind not in same)
+    costs = [training_flops(adapted.module, choice, material.example, output=adapted.output) for choice in choices]
+    one = forward_flops(adapted.module, material.example[:1])
     chosen_device = resolve_device(device)
     per_epoch = count_batches(len(material.train), plan.training.batch_size)
-    show = Progress(progress, total=per_epoch * plan.epochs * (1 + len(trained_controls)))
-    with show:
-        job = _job(material, chosen_device, show, adapted.output)
-        fits = _stages(
-            adapted.module,
-            plan.stages,
-            choices,
-            job,
-            who="adapted",
-            what="stage",
+    with Progress(progress, total=per_epoch * plan.epochs * (1 + len(own))) as show:
+        threads = threads_for(chosen_device, one * plan.training.batch_size)
+        job = _job(material, chosen_device, show, adapted.output, threads)
+        place = _Place(folder, _key(material, base_hash, chosen_device, threads), resume)
+        stages = _stages(adapted.module, plan.stages, choices, job, place, heads=heads, base=_pull(material, heads))
+        trained: dict[str, Model] = {}
+        control_records = [ControlRecord(kind=kind, same_as="adapted") for kind in same]
+        for kind in own:
+            trained[kind], stage = _control_start(kind, material, form, adapted)
+            network = trained[kind].module
+            (state,) = _stages(network, (stage,), (choose(network, stage.layers, heads),), job, place, heads=heads, who=kind)
+            control_records.append(_control_record(kind, network, stage, state.record))
+        validated = 0 if material.validation is None else len(material.validation) * sum(len(s.record.history) for s in stages)
+        spent = sum(state.samples_seen * cost for state, cost in zip(stages, costs, strict=True)) + validated * one
+        facts = _Facts(
+            base_hash=base_hash,
             heads=heads,
-            folder=folder,
-            key=key,
-            resume=resume,
-            base=_pull(material, heads),
+            choices=choices,
+            stages=tuple(state.record for state in stages),
+            controls=tuple(control_records),
+            flops={"forward_per_sample": one, "adaptation": spent},
+            device=_device_name(chosen_device, threads),
+            started=started,
+            seconds=time.monotonic() - clock,
         )
-        made: dict[str, Model] = {}
-        control_records: list[ControlRecord] = [ControlRecord(kind="head", same_as="adapted")] if same else []
-        for kind in trained_controls:
-            model, stage = _control_start(kind, material, form, adapted, example)
-            choice = choose(model.module, stage.layers, heads)
-            (fitted,) = _stages(
-                model.module,
-                (stage,),
-                (choice,),
-                job,
-                who=kind,
-                what=f"control {kind}",
-                heads=heads,
-                folder=folder,
-                key=key,
-                resume=resume,
-                base=None,
-            )
-            record = fitted.record
-            control_records.append(
-                ControlRecord(
-                    kind=kind,  # type: ignore[arg-type]
-                    sha256=tensor_hash(model.module),
-                    epochs=len(record.history),
-                    lr=stage.lr,
-                    best_epoch=record.best_epoch,
-                    stopped_early=record.stopped_early,
-                    history=record.history,
-                    seconds=record.seconds,
-                )
-            )
-            made[kind] = model
-    flops = {"forward_per_sample": forward_flops(adapted.module, example[:1])}
-    validated = 0 if material.validation is None else len(material.validation) * sum(len(f.record.history) for f in fits)
-    flops["adaptation"] = (
-        sum(f.samples_seen * cost for f, cost in zip(fits, flops_before, strict=True)) + validated * flops["forward_per_sample"]
-    )
-    facts = _Facts(
-        base_hash=base_hash,
-        form=form,
-        heads=heads,
-        choices=choices,
-        stages=tuple(f.record for f in fits),
-        controls=tuple(control_records),
-        flops=flops,
-        device=chosen_device,
-        started=started,
-        seconds=time.monotonic() - clock,
-    )
-    record = _record(material, adapted, facts)
-    base_model = replace(material.base.model, file=material.base.file, preprocessing=material.base.model.preprocessing or material.spec)
-    train_part = part_of(material.train.split.domain, "train", material.train.split.rows)
-    validation_part = (
-        None if material.validation is None else part_of(material.validation.split.domain, "validation", material.validation.split.rows)
-    )
-    if folder is not None:
-        record, adapted, made = _write(folder, material, form, record, adapted, made, resume)
-        show.say(f"wrote {folder}")
-    return Adaptation(adapted, base_model, made, record, None if folder is None else str(folder), same, train_part, validation_part)
+        record = _record(material, adapted, facts)
+        if folder is not None:
+            record, adapted, trained = _write(folder, material, form, record, adapted, trained)
+            show.say(f"wrote {folder}")
+    train_part, validation_part = _parts(material)
+    run_dir = None if folder is None else str(folder)
+    return Adaptation(adapted, _base_model(material), trained, record, run_dir, same, train_part, validation_part)
 
 
 # Before training ----------------------------------------------------------------------------------------------------------------
@@ -362,17 +330,15 @@ def _set_dropout(network: nn.Module, p: float | None) -> None:
                 part.p = p  # type: ignore[assignment]
 
 
-def _key(material: _Material, base_hash: str) -> str:
+def _key(material: _Material, base_hash: str, device: str, threads: int | None) -> str:
     """Of everything that the weights depend on."""
-    train = material.train.record(material.classes).sha256
-    validation = None if material.validation is None else material.validation.record(material.classes).sha256
+    data = [inputs.record(material.classes).sha256 if inputs is not None else None for inputs in (material.train, material.validation)]
     rows = stage_key(*material.train.split.rows.tolist())
-    return stage_key(
-        material.plan.sha256, train, validation, rows, base_hash, spec_hash(material.spec), material.classes, torch.__version__
-    )
+    machine = (torch.__version__, device, threads or torch.get_num_threads())
+    return stage_key(material.plan.sha256, *data, rows, base_hash, spec_hash(material.spec), material.classes, *machine)
 
 
-def _job(material: _Material, device: str, progress: Progress, output: str | int | None) -> Job:
+def _job(material: _Material, device: str, progress: Progress, output: str | int | None, threads: int | None) -> Job:
     from tl_audit.finetune.engine import Job
 
     task = material.plan.task
@@ -399,6 +365,7 @@ def _job(material: _Material, device: str, progress: Progress, output: str | int
         device=device,
         progress=progress,
         output=output,
+        threads=threads,
     )
 
 
@@ -412,17 +379,40 @@ def _pull(material: _Material, heads: Sequence[str]) -> Tensors | None:
     return {name: tensor for name, tensor in state.items() if not any(name.startswith(head + ".") for head in heads)}
 
 
-def _control_start(kind: str, material: _Material, form: ModelForm, adapted: Model, example: torch.Tensor) -> tuple[Model, Stage]:
+def _start(material: _Material) -> tuple[Model, ModelForm]:
+    """The copy of the base that is adapted, before any step."""
+    plan = material.plan
+    return copy_with_head(
+        material.base,
+        classes=material.classes,
+        keep=plan.task.head == "keep",
+        example=material.example,
+        seed=plan.seed,
+        spec=material.spec,
+    )
+
+
+def _control_start(kind: ControlKind, material: _Material, form: ModelForm, adapted: Model) -> tuple[Model, Stage]:
     """Where a control begins and its one stage: same epochs in all, same batches, same early stopping."""
     plan = material.plan
     if kind == HEAD:
-        model, _ = copy_with_head(
-            material.base, classes=material.classes, keep=plan.task.head == "keep", example=example, seed=plan.seed, spec=material.spec
-        )
         rates = [stage.lr for stage in plan.stages if HEAD in stage.layers] or [plan.stages[0].lr]
-        return replace(model, name="control:head"), Stage(HEAD, epochs=plan.epochs, lr=rates[0])
+        return replace(_start(material)[0], name="control:head"), Stage(HEAD, epochs=plan.epochs, lr=rates[0])
     model = random_start(material.base, adapted, form, kind=material.kind, seed=plan.seed, spec=material.spec)
     return model, Stage("*", epochs=plan.epochs, lr=max(stage.lr for stage in plan.stages))
+
+
+def _control_record(kind: ControlKind, network: nn.Module, stage: Stage, fitted: StageRecord) -> ControlRecord:
+    return ControlRecord(
+        kind=kind,
+        sha256=tensor_hash(network),
+        epochs=len(fitted.history),
+        lr=stage.lr,
+        best_epoch=fitted.best_epoch,
+        stopped_early=fitted.stopped_early,
+        history=fitted.history,
+        seconds=fitted.seconds,
+    )
 
 
 # Training -------------------------------------------------------------------------------------------------------------------------
@@ -433,14 +423,11 @@ def _stages(
     stages: Sequence[Stage],
     choices: Sequence[Choice],
     job: Job,
+    place: _Place,
     *,
-    who: str,
-    what: str,
     heads: Sequence[str],
-    folder: Path | None,
-    key: str,
-    resume: bool,
-    base: Tensors | None,
+    who: str = "adapted",
+    base: Tensors | None = None,
 ) -> list[StageState]:
     """Successive fits, each from the last one's weights; finished ones are taken from the folder."""
     from tl_audit.finetune.engine import fit
@@ -449,9 +436,9 @@ def _stages(
     done: list[StageState] = []
     first_epoch = 0
     for number, (stage, choice) in enumerate(zip(stages, choices, strict=True), start=1):
-        own_key = stage_key(key, who, number)
-        label = f"{what} {number}/{len(stages)} ({stage.name})" if len(stages) > 1 else f"{what} ({stage.name})"
-        found = load_stage(folder, f"{who}-{number}", own_key) if folder is not None and resume else None
+        own_key = stage_key(place.key, who, number)
+        label = f"control {who}" if who != "adapted" else f"stage {number}/{len(stages)} ({stage.name})"
+        found = load_stage(place.folder, f"{who}-{number}", own_key) if place.folder is not None and place.resume else None
         if found is not None and _fits(network, found[0]):
             network.load_state_dict(found[0], strict=True)
             done.append(found[1])
@@ -476,8 +463,8 @@ def _stages(
                 seconds=fitted.seconds,
             )
             state = StageState(key=own_key, record=record, samples_seen=fitted.samples_seen)
-            if folder is not None:
-                save_stage(folder, f"{who}-{number}", fitted.tensors, state)
+            if place.folder is not None:
+                save_stage(place.folder, f"{who}-{number}", fitted.tensors, state)
             done.append(state)
         first_epoch += stage.epochs
     network.eval()
@@ -495,7 +482,6 @@ def _fits(network: nn.Module, tensors: Tensors) -> bool:
 @dataclass(frozen=True)
 class _Facts:
     base_hash: str
-    form: ModelForm
     heads: tuple[str, ...]
     choices: tuple[Choice, ...]
     stages: tuple[StageRecord, ...]
@@ -547,7 +533,7 @@ def _record(material: _Material, adapted: Model, facts: _Facts) -> AdaptationRec
         flops=facts.flops,
         flops_method=METHOD,
         versions=_versions(),
-        device=_device_name(facts.device),
+        device=facts.device,
         adapted_sha256=adapted_hash,
         adapted_tensors_sha256=adapted_hash,
         controls=facts.controls,
@@ -583,7 +569,7 @@ def architecture_changes(base: nn.Module, adapted: nn.Module, *, new: Sequence[s
 
 
 def _write(
-    folder: Path, material: _Material, form: ModelForm, record: AdaptationRecord, adapted: Model, controls: dict[str, Model], resume: bool
+    folder: Path, material: _Material, form: ModelForm, record: AdaptationRecord, adapted: Model, controls: dict[str, Model]
 ) -> tuple[AdaptationRecord, Model, dict[str, Model]]:
     """The run directory: results, then the manifest, then the unfinished stages go."""
     plan = material.plan
@@ -632,33 +618,39 @@ def _rows(material: _Material) -> list[Row]:
     return rows
 
 
-def _finished(folder: Path, plan: Plan, material: _Material, base_hash: str, kinds: Sequence[str]) -> Adaptation | None:
+def _finished(folder: Path, material: _Material, base_hash: str, kinds: Sequence[str]) -> Adaptation | None:
     """The adaptation that the folder already holds, where it is exactly this one."""
     if not (folder / MANIFEST).is_file():
         return None
     record = read_files(folder).record
-    train = material.train.record(material.classes)
-    validation = None if material.validation is None else material.validation.record(material.classes)
-    there = {control.kind for control in record.controls}
     same = (
-        record.plan_sha256 == plan.sha256
-        and record.train == train
-        and record.validation == validation
+        record.plan_sha256 == material.plan.sha256
+        and record.train == material.train.record(material.classes)
+        and record.validation == (None if material.validation is None else material.validation.record(material.classes))
         and record.base_tensors_sha256 == base_hash
         and record.classes == material.classes
-        and there == set(kinds)
+        and {control.kind for control in record.controls} == set(kinds)
         and record.versions.get("torch") == _versions().get("torch")
     )
     if not same:
         return None
     run = load_run(folder, module=material.base.model.module)
-    train_part = part_of(material.train.split.domain, "train", material.train.split.rows)
-    held = material.validation
-    validation_part = None if held is None else part_of(held.split.domain, "validation", held.split.rows)
-    base = replace(material.base.model, file=material.base.file, preprocessing=material.base.model.preprocessing or material.spec)
+    train, validation = _parts(material)
     return Adaptation(
-        run.adapted, base, run.controls, run.record, str(folder), run.same_as_adapted, train_part, validation_part, reused=True
+        run.adapted, _base_model(material), run.controls, run.record, str(folder), run.same_as_adapted, train, validation, reused=True
     )
+
+
+def _base_model(material: _Material) -> Model:
+    """The base as it goes into the audit: with the original file, fed as the adapted model is where it does not say otherwise."""
+    base = material.base
+    return replace(base.model, file=base.file, preprocessing=base.model.preprocessing or material.spec)
+
+
+def _parts(material: _Material) -> tuple[Domain, Domain | None]:
+    """The rows that were trained and validated on, as domains."""
+    train, held = material.train.split, None if material.validation is None else material.validation.split
+    return part_of(train.domain, "train", train.rows), None if held is None else part_of(held.domain, "validation", held.rows)
 
 
 def _relative(path: Path, folder: Path) -> str:
@@ -675,14 +667,17 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _device_name(device: str) -> str:
-    return "cpu" if device == "cpu" else f"{device} ({torch.cuda.get_device_name(torch.device(device))})"
+def _device_name(device: str, threads: int | None) -> str:
+    if device == "cpu":
+        count = threads or torch.get_num_threads()
+        return f"cpu ({count} thread{'' if count == 1 else 's'})"
+    return f"{device} ({torch.cuda.get_device_name(torch.device(device))})"
 
 
 def _peak_memory(device: str) -> int:
     """Peak memory in bytes: of the accelerator where one was used, else of the process so far."""
-    if device != "cpu":
-        return int(torch.cuda.max_memory_allocated(torch.device(device)))
+    if not device.startswith("cpu"):
+        return int(torch.cuda.max_memory_allocated(torch.device(device.partition(" ")[0])))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)
 

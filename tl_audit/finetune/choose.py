@@ -6,12 +6,13 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Final
 
 from torch import nn
 
 from tl_audit.errors import ConfigError
 
-HEAD = "head"
+HEAD: Final = "head"
 "pattern word: the task's head (and its auxiliary heads), whatever the architecture calls it"
 
 

@@ -27,7 +27,7 @@ def forward_flops(network: nn.Module, inputs: torch.Tensor) -> float:
     twin = copy.deepcopy(network).cpu().eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         twin(inputs)
-    return counter.get_total_flops() / len(inputs)
+    return float(counter.get_total_flops()) / len(inputs)
 
 
 def training_flops(network: nn.Module, choice: Choice, inputs: torch.Tensor, *, output: str | int | None = None) -> float:
@@ -44,4 +44,4 @@ def training_flops(network: nn.Module, choice: Choice, inputs: torch.Tensor, *, 
     with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
         logits = outputs(twin(inputs), output)
         F.cross_entropy(logits, torch.zeros(len(inputs), dtype=torch.long)).backward()  # type: ignore[no-untyped-call]
-    return counter.get_total_flops() / len(inputs)
+    return float(counter.get_total_flops()) / len(inputs)
