@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import BeforeValidator, Field, create_model, field_validator, model_validator
 
@@ -611,11 +611,7 @@ def policy_of(config: AuditConfig) -> Policy:
     """The policy that the configuration names: a profile, or a file beside audit.toml."""
     use = config.table.policy.use
     beside = config.folder / use
-    policy = load_policy(beside if beside.is_file() else use, config.table.policy.stage)
-    samples = config.table.attribution.samples
-    if samples is None or samples == policy.rules.attribution_samples:
-        return policy
-    return policy.model_copy(update={"rules": policy.rules.model_copy(update={"attribution_samples": samples})})
+    return load_policy(beside if beside.is_file() else use, config.table.policy.stage)
 
 
 def execute(
@@ -626,7 +622,7 @@ def execute(
     fail_on: str | None = None,
     fresh: bool = False,
     command: Sequence[str] = (),
-    say: Say = lambda text: None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[AuditResult, dict[str, Path]]:
     """Run a prepared audit and write its report into ``out``; the result, and the paths by format ("manifest" last)."""
     from tl_audit.report import save
@@ -643,15 +639,61 @@ def execute(
         device=table.device,
         samples=job.samples,
         methods=job.methods,
+        attribution_samples=table.attribution.samples,
         declared=job.config.declared,
         evidence_dir=job.evidence_dir,
+        resume=not fresh,
         title=job.config.title,
-        fail_on=fail_on,
-        fresh=fresh,
+        progress=progress,
         config={"command": list(command), "audit": job.config.plain()},
-        say=say,
+        fail_on=fail_on,
     )
     return result, save(result, out, formats=formats or table.report.formats)
+
+
+class Planned(NamedTuple):
+    """One check of a dry run: would it run, and if not, what is missing."""
+
+    code: str
+    title: str
+    missing: str | None
+
+
+def planned(job: Job) -> tuple[list[Planned], list[str]]:
+    """What ``execute`` would do, without doing it: the checks, and the model evaluations in words.
+
+    Evaluations already in the evidence store are not subtracted, and checks that find a gap in the data only by looking are not foreseen.
+    """
+    from tl_audit.attribution import DEFAULT_BUDGET
+    from tl_audit.checks.base import lacking
+    from tl_audit.evidence import Store, StoredEvidence
+    from tl_audit.runner import pairs_of
+
+    subject, table = job.subject, job.config.table
+    rows: list[Planned] = []
+    with Store(None) as store:
+        evidence = StoredEvidence(subject, store=store, rules=job.policy.rules, methods=job.methods)
+        for check in sorted(job.checks, key=lambda c: c.code):
+            if not selected(check.code, table.checks.select, table.checks.ignore):
+                continue
+            gaps = [gap for need in check.needs if (gap := lacking(need, subject, evidence, job.config.declared)) is not None]
+            rows.append(Planned(check.code, check.title, "; ".join(dict.fromkeys(gaps)) or None))
+    running = {row.code for row in rows if row.missing is None}
+    chosen = [check for check in job.checks if check.code in running]
+    evaluations = [
+        f"{key} on {role}: {len(subject.domains[role])} evaluations" for key, role in pairs_of(chosen, subject) if role in subject.domains
+    ]
+    if any(check.section == "explanations" for check in chosen):
+        samples = min(table.attribution.samples or job.policy.rules.attribution_samples, len(subject.target))
+        evaluations.append(
+            f"explanations: {len(job.methods)} methods on {samples} samples, at most {DEFAULT_BUDGET} evaluations each, and those of their checks"
+        )
+    return rows, evaluations
+
+
+def selected(code: str, select: Sequence[str], ignore: Sequence[str]) -> bool:
+    """Whether a check is among those chosen by code prefixes."""
+    return (not select or code.startswith(tuple(select))) and not (ignore and code.startswith(tuple(ignore)))
 
 
 def run_audit(
@@ -670,4 +712,4 @@ def run_audit(
         given["policy.use"] = policy
     if seed is not None:
         given["seed"] = seed
-    return execute(prepare(load_audit(path, given), say), out=out, say=say, **rest)
+    return execute(prepare(load_audit(path, given), say), out=out, **rest)
