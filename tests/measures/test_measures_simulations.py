@@ -286,7 +286,7 @@ def test_label_shift_keeps_its_level(clustered, runs):
         ids = np.repeat(np.arange(70), 3)
         return shift.tvd_shift(a, b, classes=4, cluster_source=ids[:120], cluster_target=ids[120:], resamples=199, seed=run)
 
-    low, high = band(0.05, runs)
+    _low, high = band(0.05, runs)
     assert rejections(draw, runs) <= high
 
 

@@ -21,6 +21,7 @@ from tl_audit.measures.intervals import (
     bonferroni,
     crosses,
     mover_mean,
+    no_spread,
     paired_rate_difference,
     percentile_ladder,
     placement_values,
@@ -247,7 +248,8 @@ def class_scores(
             value = float(values[c])
             f1 = replace(f1, value=value, reason=None, details={"method": "cluster_bootstrap"})
             ladder, reason = percentile_ladder(samples[:, c])
-            if ladder and np.nanmax(samples[:, c]) - np.nanmin(samples[:, c]) < 1e-12:
+            if no_spread(samples[:, c]):
+                reason = None
                 ladder = _wilson_around(value, n if ids is None else int(np.unique(ids[(y == c) | (p == c)]).size))
                 f1 = replace(f1, details={"method": "wilson"})
             f1 = replace(f1, ladder=ladder, reason=reason, events=int(tally[2][c]), nonevents=n - int(tally[2][c]))
@@ -334,7 +336,7 @@ def _from_resamples(base: Estimate, samples: FloatArray, y: IntArray, p: IntArra
         return replace(base, reason="one independent unit: no interval")
     ladder, reason = percentile_ladder(samples)
     details = {"method": "cluster_bootstrap"}
-    if ladder and np.nanmax(samples) - np.nanmin(samples) < 1e-12:
+    if no_spread(samples):
         ids = None if cluster is None else cluster_codes(cluster, y.size)
         parts = [_within(y == c, p == c, ids, "") for c in np.unique(y)]
         centre = float(np.mean([part.value for part in parts if part.value is not None]))

@@ -397,14 +397,23 @@ def crosses(codes: IntArray, strata: IntArray) -> bool:
 def percentile_ladder(samples: FloatArray) -> tuple[Ladder, str | None]:
     """Percentile intervals of resampled statistics (NaN = undefined in that resample), and the reason if there are none.
 
-    Levels whose tail holds fewer than two resamples are left out. More than 5 % undefined resamples give no interval.
+    Levels whose tail holds fewer than two resamples are left out. More than 5 % undefined resamples, or none that differs from
+    the others, give no interval: one of zero width would claim certainty.
     """
     known, reason = _defined(samples)
     if reason:
         return (), reason
+    if no_spread(known):
+        return (), "no resample differs: no spread to make an interval from"
     alphas = _ALPHAS[known.size * _ALPHAS >= 4]
     low, high = np.quantile(known, alphas / 2), np.quantile(known, 1 - alphas / 2)
     return tuple(zip(alphas.tolist(), low.tolist(), high.tolist(), strict=True)), None
+
+
+def no_spread(samples: FloatArray) -> bool:
+    """Whether all defined resamples hold one value, up to rounding."""
+    known = samples[np.isfinite(samples)]
+    return bool(known.size == 0 or known.max() - known.min() <= 1e-12 * max(1.0, float(np.abs(known).max())))
 
 
 def centred_ladder(value: float, plug_in: float, samples: FloatArray) -> tuple[Ladder, str | None]:
@@ -707,7 +716,10 @@ def _mean_ladder(values: FloatArray, codes: IntArray, seed: int, resamples: int)
     value = float(values.mean())
     if clusters >= BOOTSTRAP_CLUSTERS:
         rows, sums = resampled_sums(codes, np.stack([np.ones(values.size), values], axis=1), resamples, generator(seed, "mean")).T
-        return percentile_ladder(sums / rows)[0], "cluster_bootstrap"
+        samples = sums / rows
+        if no_spread(samples):
+            return build_ladder(lambda alpha: (value, value)), "cluster_bootstrap"
+        return percentile_ladder(samples)[0], "cluster_bootstrap"
     error = float(np.sqrt(_ratio_variance(values, codes)))
     return build_ladder(lambda alpha: _around(value, error * _t_quantile(alpha, clusters - 1))), "cluster t"
 

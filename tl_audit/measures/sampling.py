@@ -92,7 +92,8 @@ def bottom_k(
 
     Shard-independent: the bottom-k of the merged bottom-k of shards is the bottom-k of all rows.
     With ``cluster``, the priority is that of the cluster, clusters are taken until a stratum holds at least ``k`` rows, and
-    every row of a cluster that was taken anywhere is kept; so more than ``k`` rows may come back.
+    every row of a cluster that was taken anywhere is kept; so more than ``k`` rows may come back. With both clusters and strata
+    the promise about shards holds where no shard cuts a cluster.
 
     Parameters
     ----------

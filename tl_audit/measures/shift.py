@@ -20,6 +20,7 @@ from tl_audit.measures.intervals import (
     centred_ladder,
     crosses,
     mean_difference,
+    no_spread,
     percentile_ladder,
     rate,
     rate_difference,
@@ -562,7 +563,7 @@ def accuracy_drop_reweighted(
     samples = np.full(resamples, np.nan)
     samples[usable] = ((labels[usable] * per_class[usable]).sum(axis=1) - hits[usable, 0]) / total[usable, 0]
     ladder, reason = percentile_ladder(samples)
-    if ladder and np.nanmax(samples) - np.nanmin(samples) < 1e-12:
+    if no_spread(samples):
         plain = rate_difference(a, b, cluster_first=cluster_source, cluster_second=cluster_target, seed=seed)
         ladder, reason = plain.ladder, plain.reason
         details["method"] = plain.details.get("method", "newcombe")
