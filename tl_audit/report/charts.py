@@ -273,7 +273,7 @@ def _band(line: Line, sx: Scale, sy: Scale) -> str:
 def lines(exhibit: Lines, uid: str) -> str:
     """Curves over one axis; names stand at their right ends; counts as bars below; null as a band, references thin."""
     d = Drawing(uid, exhibit.title, exhibit.alt)
-    left, right, top, bottom = 62.0, 540.0, 16.0, 296.0
+    left, right, top, bottom = 62.0, 540.0, 26.0, 306.0
     xs = [x for line in exhibit.lines for x in line.x]
     ys = [v for line in exhibit.lines for part in (line.y, line.low or (), line.high or ()) for v in part if v is not None]
     if exhibit.x_ticks:
@@ -337,6 +337,8 @@ def lines(exhibit: Lines, uid: str) -> str:
         if d_path:
             d.path(d_path, cls)
         drawn = [p for p in points if p is not None]
+        if not drawn and line.low is not None and line.high is not None and line.x:
+            names.append((sy((line.low[-1] + line.high[-1]) / 2), series, line))
         if line.role == "data":
             every = 1 if line.mark == "dot" else max(1, len(drawn) // 6)
             for i, point in enumerate(drawn):
@@ -350,6 +352,8 @@ def lines(exhibit: Lines, uid: str) -> str:
         at = max(at + 17, min(y, bottom))
         if line.role == "data":
             d.mark(right + 12, at, series, size=4)
+        elif line.role == "null" and line.low is not None:
+            d.rect(right + 6, at - 6, 12, 12, "nullband")
         else:
             d.line(right + 6, at, right + 18, at, "curve null" if line.role == "null" else "curve reference")
         d.text(right + 24, at + 4, line.name, "t" if line.role == "data" else "t dim", most=WIDTH - right - 24)
@@ -656,9 +660,9 @@ def draw(exhibit: Exhibit, uid: str) -> str | None:
 def status_shapes() -> dict[str, str]:
     """The shape of every status as the inner part of a 16 × 16 SVG; colour comes from the style sheet (currentColor)."""
     return {
-        "pass": '<circle cx="8" cy="8" r="6" class="fillc"/>',
+        "pass": '<circle cx="8" cy="8" r="5.4" class="fillc"/>',
         "warn": '<path d="M8 1.8 15 14.2H1z" class="fillc"/>',
-        "fail": f'<path d="{_octagon(8, 8, 7)}" class="fillc"/>',
+        "fail": f'<path d="{_octagon(8, 8, 8)}" class="fillc"/>',
         "inconclusive": '<circle cx="8" cy="8" r="6" class="linec"/><path d="M8 2a6 6 0 0 1 0 12z" class="fillc"/>',
         "review": '<path d="M8 1.5 14.5 8 8 14.5 1.5 8z" class="linec"/>',
         "info": '<rect x="2" y="2" width="12" height="12" rx="1.5" class="linec"/><path d="M8 7v5M8 4v1.6" class="linec"/>',

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["FACTS", "Fact", "answers", "entries", "facts", "signoff", "text_of"]
+__all__ = ["FACTS", "LISTS", "Fact", "entries", "facts", "signoff", "text_of"]
 
 FACTS: dict[str, tuple[tuple[str, str], ...]] = {
     "purpose": (
@@ -43,6 +43,14 @@ FACTS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
 }  # fmt: skip
 """The facts of each block of the report: (key, label)."""
+
+LISTS: dict[str, tuple[str, ...]] = {
+    "risks": ("hazard", "group", "findings", "likelihood", "severity", "mitigation", "residual", "accepted_by"),
+    "monitoring": ("metric", "trigger", "owner"),
+    "changes": ("modification", "protocol", "impact"),
+    "answers": ("check", "answer", "by", "on"),
+}
+"""The repeated tables and their columns, in the order of print."""
 
 _EMPTY = ("", "tbd", "todo", "n/a")
 
@@ -86,16 +94,16 @@ def facts(block: str, declared: Mapping[str, Any], missing: Sequence[str]) -> tu
 
 
 def entries(key: str, declared: Mapping[str, Any]) -> tuple[Mapping[str, str], ...]:
-    """Repeated tables such as ``[[declared.risks]]`` as rows of text."""
+    """Repeated tables such as ``[[declared.risks]]`` as rows of text, every known column in order; what nobody filled is empty."""
     rows = declared.get(key)
     if not isinstance(rows, (list, tuple)):
         return ()
-    return tuple({str(k): text_of(v) for k, v in row.items()} for row in rows if isinstance(row, Mapping))
-
-
-def answers(declared: Mapping[str, Any]) -> tuple[Mapping[str, str], ...]:
-    """Answers to the questions of ``review`` findings."""
-    return entries("answers", declared)
+    known = LISTS[key]
+    return tuple(
+        {k: text_of(row.get(k)) for k in (*known, *sorted(str(k) for k in row if k not in known))}
+        for row in rows
+        if isinstance(row, Mapping)
+    )
 
 
 def signoff(declared: Mapping[str, Any]) -> dict[str, str]:

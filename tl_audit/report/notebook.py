@@ -9,12 +9,11 @@ import base64
 import re
 from typing import Any
 
-
 from tl_audit.records.base import Displayable
-from tl_audit.records.exhibits import Bars, ExhibitBase, ImageGrid, Ladder, Picture, Table
+from tl_audit.records.exhibits import Bars, ExhibitBase, ImageGrid, Picture, Table
 from tl_audit.records.findings import STATUSES, AuditResult, Finding
 from tl_audit.report.html import STATUS_WORDS, environment, read_css, squeeze
-from tl_audit.report.page import Counters, ExhibitView, Pictures, build, exhibit_view, finding_view
+from tl_audit.report.page import Counters, ExhibitView, Pictures, build, exhibit_view, finding_view, picture_source
 from tl_audit.report.text import visible
 from tl_audit.report.view import AuditReport
 
@@ -81,7 +80,7 @@ def fragment(record: Displayable | AuditReport) -> str:
 def _audit(result: AuditResult, path: str) -> str:
     # Pictures and drawings other than the ladder are not shown here: a summary stays small.
     page = build(result, record_hash="", report_hash="", pictures=Pictures(most=0))
-    ladder: ExhibitView | None = next((x for _, x in page.ladders if x.kind == Ladder.__name__), None)
+    ladder: ExhibitView | None = next((x for _, x in page.leads["ladder"]), None)
     return _render("notebook/audit.html", page=page, result=result, ladder=ladder, path=path, statuses=STATUSES)
 
 
@@ -130,8 +129,6 @@ def _bar_words(bars: tuple[Any, ...]) -> str:  # Any: records.exhibits.Bar
 
 
 def _png_uri(picture: Picture) -> str:
-    from tl_audit.report.page import picture_source
-
     return picture_source(picture, "attribution") if picture.png else ""
 
 

@@ -64,8 +64,14 @@ def _superscript(power: int) -> str:
 
 
 def plain(x: float) -> str:
-    """A number without an interval: whole numbers whole, others to three significant digits."""
-    return count(x) if float(x).is_integer() and abs(x) < 1e12 else significant(x)
+    """A number without an interval: whole numbers whole, others to three significant digits, without trailing zeros."""
+    return count(x) if float(x).is_integer() and abs(x) < 1e12 else trimmed(x)
+
+
+def trimmed(x: float, digits: int = 3) -> str:
+    """``significant`` without trailing zeros: 0.500 → 0.5."""
+    text = significant(x, digits)
+    return text.rstrip("0").rstrip(".") if "." in text and "×" not in text else text
 
 
 def decimals(x: float | None, low: float, high: float, limits: Sequence[float] = ()) -> int:

@@ -95,6 +95,7 @@ class Cell:
     status: str = ""
     note: str = ""
     declared: bool = False
+    code: bool = False
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ class FindingView:
     metrics: Grid | None
     limits: Grid | None
     exhibits: tuple[ExhibitView, ...]
-    lead: tuple[ExhibitView, ...]
+    lead: tuple[tuple[str, ExhibitView], ...]
     caveats: tuple[str, ...]
     missing: tuple[str, ...]
     questions: tuple[str, ...]
@@ -230,11 +231,11 @@ def _cell_text(value: Any, format: str = "") -> str:
             return numbers.count(value)
         if format == "share":
             return numbers.share(value)
-        return numbers.plain(value) if isinstance(value, int) or float(value).is_integer() else numbers.significant(value, 4)
+        return numbers.count(value) if isinstance(value, int) else numbers.plain(value)
     if isinstance(value, (list, tuple)):
         if len(value) == 2 and all(isinstance(v, (int, float)) for v in value):
             joiner = " to " if min(value) < 0 else "–"
-            return joiner.join(numbers.significant(v, 4) for v in value)
+            return joiner.join(numbers.trimmed(v) for v in value)
         return ", ".join(_cell_text(v) for v in value)
     if isinstance(value, Mapping):
         return ", ".join(f"{k}: {_cell_text(v)}" for k, v in value.items())
@@ -268,6 +269,12 @@ def _table_grid(ids: Counters, table: Table) -> Grid:
     )
 
 
+def _numeric(value: Any) -> bool:  # Any: a value of a row
+    if isinstance(value, (list, tuple)):
+        return all(_numeric(v) for v in value)
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+
+
 def _data_grid(ids: Counters, exhibit: Exhibit) -> Grid:
     """The data of a chart as a table; columns that hold nothing are left out."""
     if isinstance(exhibit, Heatmap) and exhibit.text is not None:
@@ -278,7 +285,7 @@ def _data_grid(ids: Counters, exhibit: Exhibit) -> Grid:
         rows = exhibit.to_rows()
     keys = list(dict.fromkeys(key for row in rows for key in row))
     keys = [k for k in keys if any(row.get(k) not in (None, "", False) for row in rows)]
-    numeric = [any(isinstance(row.get(k), (int, float)) and not isinstance(row.get(k), bool) for row in rows) for k in keys]
+    numeric = [all(_numeric(row.get(k)) for row in rows) for k in keys]
     return _grid(
         ids,
         f"Data of: {exhibit.title}",
@@ -474,7 +481,7 @@ def _headline(finding: Finding, source: str) -> tuple[tuple[str, str], ...]:
     if finding.measurement is None:
         return ()
     metrics = finding.measurement.metrics
-    chosen = sorted((m for m in metrics if _limits_of(m, finding)), key=lambda m: _rank(m, finding))[:3]
+    chosen = sorted((m for m in metrics if m.value is not None and _limits_of(m, finding)), key=lambda m: _rank(m, finding))[:3]
     if not chosen:
         chosen = [m for m in metrics if not m.slice][:3] or list(metrics[:2])
     out = []
@@ -490,7 +497,9 @@ HELP = (("measured", "How it is measured"), ("matters", "Why it matters"), ("red
 def finding_view(finding: Finding, ids: Counters, pictures: Pictures, *, source: str) -> FindingView:
     """The view of one finding; ladders are set apart because §C shows them first."""
     views = [] if finding.measurement is None else [(e, exhibit_view(e, ids, pictures)) for e in finding.measurement.exhibits]
-    promoted = [v for e, v in views if _is_lead(e)]
+    own = letter_of(finding)
+    promoted = [(_lead(e), v) for e, v in views if _lead(e) and own in ("c", "e")]
+    kept = [v for e, v in views if not (_lead(e) and own in ("c", "e"))]
     waiver = ""
     if finding.waived_until:
         waiver = f"(waived until {finding.waived_until}" + (f", by {finding.waived_by})" if finding.waived_by else ")")
@@ -500,7 +509,7 @@ def finding_view(finding: Finding, ids: Counters, pictures: Pictures, *, source:
     decisive = sorted(finding.limits, key=lambda o: (_OUTCOME_ORDER[o.outcome], o.level != "fail"))
     return FindingView(
         id=ids.next("f"),
-        letter=letter_of(finding),
+        letter=own,
         code=finding.code,
         title=finding.title,
         status=finding.status,
@@ -511,7 +520,7 @@ def finding_view(finding: Finding, ids: Counters, pictures: Pictures, *, source:
         headline=_headline(finding, source),
         metrics=_metrics_grid(finding, ids),
         limits=_limits_grid(finding, ids),
-        exhibits=tuple(v for e, v in views if not _is_lead(e)),
+        exhibits=tuple(kept),
         lead=tuple(promoted),
         caveats=() if finding.measurement is None else finding.measurement.caveats,
         missing=finding.missing,
@@ -523,8 +532,11 @@ def finding_view(finding: Finding, ids: Counters, pictures: Pictures, *, source:
     )
 
 
-def _is_lead(exhibit: Exhibit) -> bool:
-    return isinstance(exhibit, Ladder) or exhibit.id.startswith("before-after")
+def _lead(exhibit: Exhibit) -> str:
+    """Under which heading of §C an exhibit is shown first: "ladder", "before", "controls"; empty for all others."""
+    if isinstance(exhibit, Ladder):
+        return "ladder"
+    return {"before-after": "before", "controls": "controls"}.get(exhibit.id, "")
 
 
 # ---- the page -----------------------------------------------------------------------------------------------------------------------------
@@ -573,7 +585,7 @@ class Page:
     declared_lists: Mapping[str, tuple[Mapping[str, str], ...]]
     signoff: Mapping[str, str]
     grids: Mapping[str, Grid | None]
-    ladders: tuple[tuple[FindingView, ExhibitView], ...]
+    leads: Mapping[str, tuple[tuple[FindingView, ExhibitView], ...]]
     approved_before: str
     samples: str
     config_text: str
@@ -604,18 +616,23 @@ def _top(findings: Sequence[FindingView]) -> tuple[tuple[TopFinding, ...], int]:
     out = []
     for view in urgent[:5]:
         name, number = view.headline[0] if view.headline and view.status not in ("review", "error") else ("", "")
-        out.append(TopFinding(view, shorten(view.reason, 190), number, name))
+        out.append(TopFinding(view, shorten(view.reason, 170), shorten(number, 130), shorten(name, 60)))
     return tuple(out), max(0, len(urgent) - len(out))
+
+
+def _why(view: FindingView) -> str:
+    """The reason without the status word that stands beside it."""
+    return view.reason.removeprefix("not evaluated:").removeprefix("not assessed:").strip()
 
 
 def _absent(findings: Sequence[FindingView]) -> tuple[Absent, ...]:
     """Not assessed: one line per finding, grouped by what is missing where there are more than six."""
     lacking = [f for f in findings if f.status in ("not_evaluated", "error")]
     if len(lacking) <= 6:
-        return tuple(Absent(shorten(f.reason, 120), (f,), f.status) for f in lacking)
+        return tuple(Absent(shorten(_why(f), 120), (f,), f.status) for f in lacking)
     groups: dict[tuple[str, str], list[FindingView]] = {}
     for f in lacking:
-        what = "the check broke" if f.status == "error" else ", ".join(f.missing) if f.missing else shorten(f.reason, 90)
+        what = "the check broke" if f.status == "error" else ", ".join(f.missing) if f.missing else shorten(_why(f), 90)
         groups.setdefault((f.status, what), []).append(f)
     return tuple(Absent(what, tuple(members), status) for (status, what), members in groups.items())
 
@@ -631,12 +648,16 @@ _WHY_EMPTY = {
 }
 
 
+def _hash_cell(sha256: str | None, *, whole: bool = True) -> Cell:
+    return Cell("none" if not sha256 else sha256 if whole else sha256[:12], code=True)
+
+
 def _model_cells(card: ModelCard) -> list[Cell | str]:
     return [
         Cell(card.key),
         Cell(card.name, declared=True),
         card.arch or "–",
-        Cell(card.sha256 or "–", note=f"of the {card.hash_of}" if card.hash_of else ""),
+        _hash_cell(card.sha256, whole=False),
         card.file_format or "–",
         "–" if card.parameters is None else numbers.count(card.parameters),
         "–" if card.trainable is None else numbers.count(card.trainable),
@@ -659,7 +680,7 @@ def _domain_cells(card: DomainCard) -> list[Cell | str]:
         ("labelled" if card.labelled else "no labels")
         + (f"; {shorten(', '.join(f'{k} {numbers.count(v)}' for k, v in card.class_counts.items()), 160)}" if card.class_counts else ""),
         numbers.count(card.unreadable),
-        card.sha256 or "–",
+        _hash_cell(card.sha256, whole=False),
     ]
 
 
@@ -691,8 +712,12 @@ def _differences(findings: Sequence[FindingView], ids: Counters, *, controls: bo
         if view.record.measurement is None or view.letter not in ("c", "e"):
             continue
         for m in view.record.measurement.metrics:
-            gain = m.name.startswith("gain_over_")
-            if (gain if controls else m.name.endswith("_change")) is False:
+            wanted = (
+                m.name.startswith("gain_over_")
+                if controls
+                else m.name.endswith("_change") and view.record.section in ("performance", "transfer")
+            )
+            if not wanted:
                 continue
             rows.append(
                 [
@@ -729,7 +754,7 @@ def _decomposition(findings: Sequence[FindingView], ids: Counters) -> Grid:
         link = Cell(view.code, href=f"#{view.id}", status=view.status)
         metrics = [] if view.record.measurement is None else [m for m in view.record.measurement.metrics if not m.slice][:2]
         if not metrics:
-            rows.append([part, Cell("not assessed", note=shorten(view.reason, 140)), "–", "–", "–", "–", link])
+            rows.append([part, Cell("not assessed", note=shorten(_why(view), 140)), "–", "–", "–", "–", link])
         for i, m in enumerate(metrics):
             outcomes = _limits_of(m, view.record)
             p = m.p_adjusted if m.p_adjusted is not None else m.p_value
@@ -764,10 +789,10 @@ def _recipe(result: AuditResult, ids: Counters) -> dict[str, Grid]:
         return "not recorded" if value in (None, "", [], {}, ()) else _cell_text(value)
 
     facts = [
-        ("Base", say("base_id")), ("Revision of the base", say("base_revision")), ("Hash of the base", say("base_sha256")), ("File format of the base", say("base_format")),
+        ("Base", say("base_id")), ("Revision of the base", say("base_revision")), ("File format of the base", say("base_format")),
         ("Method", say("method")), ("Trainable share", numbers.share(record["trainable_share"]) if record.get("trainable_share") is not None else "not recorded"),
         ("Head", say("head")), ("Classes", say("classes")), ("Setting", say("setting")), ("Task", say("task")), ("Training", say("training")),
-        ("Seeds", say("seeds")), ("Plan hash", say("plan_sha256")),
+        ("Seeds", say("seeds")),
     ]  # fmt: skip
     flops = record.get("flops") or {}
     cost = [
@@ -809,6 +834,7 @@ _GRIDS = (
     "caveats",
     "clauses",
     "environment",
+    "hashes",
     "config",
     "seconds",
     "rules",
@@ -856,6 +882,18 @@ def _grids(result: AuditResult, findings: Sequence[FindingView], ids: Counters) 
     ]
     if clauses:
         out["clauses"] = _grid(ids, "Clauses named beside limits of the policy", ["Clause", "Limit", "Finding"], clauses)
+    hashes = [(f"{m.key}, {m.name}", f"weights ({m.hash_of})" if m.hash_of else "weights", m.sha256) for m in models]
+    hashes += [(f"{d.role}, {d.name}", "data", d.sha256) for d in domains]
+    for key, what in (("base_sha256", "original file of the base"), ("plan_sha256", "plan of the adaptation")):
+        if subject.adaptation.get(key):
+            hashes.append(("adaptation record", what, str(subject.adaptation[key])))
+    if hashes:
+        out["hashes"] = _grid(
+            ids,
+            "SHA-256 of what was audited",
+            ["Input", "Of", "SHA-256"],
+            [[Cell(a, declared=True), Cell(b), _hash_cell(c)] for a, b, c in hashes],
+        )
     out["environment"] = _grid(ids, "Environment", ["Fact", "Value"], [[Cell(k), Cell(v)] for k, v in _flat(result.environment) if k])
     out["config"] = _grid(ids, "Configuration", ["Key", "Value"], [[Cell(k), Cell(v)] for k, v in _flat(result.config) if k])
     out["seconds"] = _grid(
@@ -901,10 +939,10 @@ def build(result: AuditResult, *, record_hash: str, report_hash: str, pictures: 
         absent=_absent(views),
         waived=tuple(v for v in views if v.waiver),
         facts={block: declared.facts(block, result.declared, missing) for block in declared.FACTS},
-        declared_lists={key: declared.entries(key, result.declared) for key in ("risks", "monitoring", "changes", "answers")},
+        declared_lists={key: declared.entries(key, result.declared) for key in declared.LISTS},
         signoff=declared.signoff(result.declared),
         grids=_grids(result, views, ids),
-        ladders=tuple((v, e) for v in views for e in v.lead),
+        leads={place: tuple((v, e) for v in views for at, e in v.lead if at == place) for place in ("ladder", "before", "controls")},
         approved_before=_approved_before(result),
         samples=str(result.config.get("samples", "off")),
         config_text=json.dumps(dict(result.config), indent=2, sort_keys=True, ensure_ascii=False, default=str),
