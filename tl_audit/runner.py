@@ -20,7 +20,7 @@ from tl_audit.checks.stamps import GATE, stamped, stamps
 from tl_audit.errors import ConfigError, Interrupted, MissingExtra, NotEvaluated
 from tl_audit.evidence import Store, StoredEvidence
 from tl_audit.evidence.cards import subject_card
-from tl_audit.evidence.collect import default_pairs
+from tl_audit.evidence.passes import default_pairs
 from tl_audit.evidence.keys import input_key
 from tl_audit.evidence.surroundings import Stopper, deterministic, environment, on_device, untouched_randomness
 from tl_audit.measures.multiplicity import benjamini_hochberg, holm

@@ -1,7 +1,7 @@
 """Evidence: what the models were observed to do, per sample. Collected in one pass, kept on disk by content, read memory-mapped.
 
 base     Evidence, the access that checks use
-collect  one pass per (model, domain)
+passes   one pass per (model, domain)
 scan     what reading a domain reveals, whatever the model
 store    where it lies between runs: whole or absent, never half
 stored   StoredEvidence, collect: the access over a store

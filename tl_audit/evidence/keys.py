@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_audit.evidence.collect import versions
+from tl_audit.evidence.passes import versions
 from tl_audit.evidence.store import key_of
 from tl_audit.evidence.stored import StoredEvidence, code_fingerprint
 from tl_audit.records.preprocessing import spec_hash

@@ -88,9 +88,12 @@ class DomainScan:
         self._files: Sequence[Path] | None = [root / name for name in domain.ids] if isinstance(root, Path) else None
         self._blocks: dict[int, BlockScan] = {}
         self._stats = self._stat() if self._files is not None else None
-        sizes = None if self._stats is None else [s[1] for s in self._stats]
-        self.signature: str | None = None if sizes is None else key_of("files", domain.kind, list(zip(domain.ids, sizes, strict=True)))
-        "what evidence is keyed by before the content is known: ids and sizes of files. None: arrays, keyed by their fingerprint"
+        # what evidence is found by before the content is known; each block is then held against the hash of its content
+        if self._stats is not None:
+            self.signature = key_of("files", domain.kind, [[name, size] for name, (_, size, _) in zip(domain.ids, self._stats, strict=True)])
+        else:
+            labels = None if domain.labels is None else [None if v is None else str(v) for v in domain.labels]
+            self.signature = key_of("arrays", role, domain.name, domain.kind, list(domain.ids), labels)
         self._key = key_of("domain", role, domain.kind, self.signature, spec_hash(spec), repr(getattr(domain.samples, "caps", None)))
         if self._stats is not None:
             for block in range(block_count(self.rows)):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tl_audit.attribution.base import Attribution, Inputs
 from tl_audit.errors import NotEvaluated
 from tl_audit.evidence.base import FloatArray, missing_input, missing_model
-from tl_audit.evidence.collect import Collector, Progress, Stop, default_pairs, versions
+from tl_audit.evidence.passes import Collector, Progress, Stop, default_pairs, versions
 from tl_audit.evidence.store import OutputTable, Store, key_of
 from tl_audit.measures.sampling import bottom_k, stratified_k
 from tl_audit.models.model import Model
@@ -124,7 +124,7 @@ class StoredEvidence:
     def usable(self, model: str | None, domain: str) -> NDArray[np.bool_]:
         if model is None:
             return self.collector.scan(domain).readable()
-        return np.asarray(self._table(model, domain).column("finite")) == 1
+        return np.array(self._table(model, domain).column("finite"), dtype=np.bool_)
 
     def read_errors(self, domain: str) -> dict[int, str]:
         self._domain(domain)

@@ -125,7 +125,7 @@ def on_device(subject: Subject, device: torch.device) -> Subject:
 def untouched_randomness(seed: int, code: str) -> Iterator[None]:
     """Global random states set from (seed, code), and given back: a check that draws from them by mistake is still repeatable and leaves no trace."""
     python, numpy, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002  the caller's global state
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
     start = int.from_bytes(hashlib.sha256(f"{seed}|{code}".encode()).digest()[:4], "big")
     random.seed(start)
     np.random.seed(start)  # noqa: NPY002

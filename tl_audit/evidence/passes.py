@@ -123,8 +123,6 @@ class Collector:
         scan = self._scan(role)
         if scan.rows == 0:
             raise NotEvaluated(f"samples of the {role} domain: it is empty")
-        if scan.signature is None and not scan.complete:
-            self._read(role, scan, ())  # arrays are keyed by their content, which reading them again costs little
         self._read(role, scan, wanted)
 
     def _scan(self, role: str) -> DomainScan:
@@ -142,7 +140,7 @@ class Collector:
         for block in range(block_count(scan.rows)):
             rows = block_rows(block, scan.rows)
             if not scan.knows(block) and any(run.table.has(block) for run in runs.values()):
-                # evidence of these rows exists, but the files are not the ones last seen: read them to learn whether it still holds
+                # evidence of these rows exists, but what they hold now is not known: read them to learn whether it still holds
                 self._read_block(role, scan, block, size or self._batch_rows(role, scan), {})
             todo = {k: r for k, r in runs.items() if not (scan.knows(block) and r.table.holds(block, scan.content(block)))}
             if todo or not scan.knows(block):
@@ -168,7 +166,7 @@ class Collector:
         model = self.subject.models[key]
         table = OutputTable(
             self.store,
-            key_of("outputs", self.fingerprint(key), spec_hash(model.preprocessing), versions(), scan.signature or scan.content_key()),
+            key_of("outputs", self.fingerprint(key), spec_hash(model.preprocessing), versions(), scan.signature),
             scan.rows,
         )
         return _Run(model, table)
@@ -276,7 +274,7 @@ class Collector:
             try:
                 given = self._run(run, piece)
                 if run.table.facts.get("repeat") is None:
-                    run.table.facts["repeat"] = _largest_difference(given["logits"], self._run(run, piece)["logits"])
+                    run.table.facts["repeat"] = _largest_difference(given["logits"], self._run(run, piece, draw=1)["logits"])
             except TLAuditError:
                 raise
             except (MemoryError, RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
@@ -290,7 +288,7 @@ class Collector:
                     ) from error
                 run.limit = len(piece) // 2
                 run.table.facts["halved"] += 1
-                if torch.cuda.is_initialized():
+                if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
                     torch.cuda.empty_cache()
                 continue
             rows = where[at : at + len(piece)]
@@ -301,10 +299,12 @@ class Collector:
             columns["finite"][rows] = np.logical_and.reduce([np.isfinite(v).all(axis=1) for v in given.values()])
             at += len(piece)
 
-    def _run(self, run: _Run, inputs: torch.Tensor) -> dict[str, NDArray[np.float32]]:
+    def _run(self, run: _Run, inputs: torch.Tensor, *, draw: int = 0) -> dict[str, NDArray[np.float32]]:
         layers = [name for name, _ in run.table.facts["layers"]]
         self.forwards += 1
-        logits, features, by_layer = forward_with_features(run.model, inputs, layers)
+        with torch.random.fork_rng():
+            torch.manual_seed(draw)  # a network that draws at random must neither depend on the caller's state nor look repeatable
+            logits, features, by_layer = forward_with_features(run.model, inputs, layers)
         merged = torch.cat([by_layer[name].float() for name in layers], dim=1) if layers else logits.new_zeros((len(logits), 0))
         parts = {"logits": logits, "features": features, "layers": merged}
         return {name: value.detach().float().cpu().numpy() for name, value in parts.items()}
