@@ -144,14 +144,14 @@ class Scale:
     def ticks(self, most: int = 6) -> list[float]:
         if self.log:
             first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
-            step = max(1, math.ceil((last - first + 1) / most))
-            return [10.0**power for power in range(first, last + 1, step)]
+            every = max(1, math.ceil((last - first + 1) / most))
+            return [10.0**power for power in range(first, last + 1, every)]
         span = self.high - self.low
         if span <= 0:
             return [self.low]
         raw = span / most
         unit = 10.0 ** math.floor(math.log10(raw))
-        step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor >= raw - 1e-12 * span)
+        step = next(unit * factor for factor in (1.0, 2.0, 2.5, 5.0, 10.0) if unit * factor >= raw - 1e-12 * span)
         first_tick = math.ceil(self.low / step - 1e-9)
         return [round(k * step, 12) for k in range(first_tick, math.floor(self.high / step + 1e-9) + 1)]
 
@@ -270,6 +270,18 @@ def _band(line: Line, sx: Scale, sy: Scale) -> str:
     return "M" + "L".join(forth + back) + "z"
 
 
+def _route(points: Sequence[tuple[float, float] | None]) -> str:
+    """A path through points, broken where one is missing."""
+    out, pen = "", "M"
+    for point in points:
+        if point is None:
+            pen = "M"
+            continue
+        out += f"{pen}{_n(point[0])} {_n(point[1])}"
+        pen = "L"
+    return out
+
+
 def lines(exhibit: Lines, uid: str) -> str:
     """Curves over one axis; names stand at their right ends; counts as bars below; null as a band, references thin."""
     d = Drawing(uid, exhibit.title, exhibit.alt)
@@ -318,34 +330,29 @@ def lines(exhibit: Lines, uid: str) -> str:
         floor += 20
     d.text((left + right) / 2, floor + 18, exhibit.x_label, "t dim", anchor="middle", most=right - left)
     names: list[tuple[float, int, Line]] = []
-    k = 0
+    numbered: list[tuple[int, Line]] = []
     for line in exhibit.lines:
-        series = k
-        if line.role == "data":
-            k += 1
+        numbered.append((sum(1 for _, before in numbered if before.role == "data"), line))
+    # Bands below references below curves: what was measured stays on top.
+    for series, line in sorted(numbered, key=lambda item: item[1].role == "data"):
         if line.low is not None and line.high is not None and line.x:
             d.path(_band(line, sx, sy), "nullband" if line.role == "null" else f"band s{series % SERIES}")
+    for series, line in sorted(numbered, key=lambda item: item[1].role == "data"):
         points = [(sx(x), sy(v)) if v is not None else None for x, v in zip(line.x, line.y, strict=True)]
-        d_path, pen = "", "M"
-        for point in points:
-            if point is None:
-                pen = "M"
-                continue
-            d_path += f"{pen}{_n(point[0])} {_n(point[1])}"
-            pen = "L"
-        cls = {"data": f"curve s{series % SERIES}", "null": "curve null", "reference": "curve reference"}[line.role]
-        if d_path:
-            d.path(d_path, cls)
         drawn = [p for p in points if p is not None]
-        if not drawn and line.low is not None and line.high is not None and line.x:
-            names.append((sy((line.low[-1] + line.high[-1]) / 2), series, line))
+        cls = {"data": f"curve s{series % SERIES}", "null": "curve null", "reference": "curve reference"}[line.role]
+        route = _route(points)
+        if route:
+            d.path(route, cls)
         if line.role == "data":
             every = 1 if line.mark == "dot" else max(1, len(drawn) // 6)
             for i, point in enumerate(drawn):
-                if line.mark == "dot" or i % every == 0:
+                if i % every == 0:
                     d.mark(point[0], point[1], series, size=4)
         if drawn:
             names.append((drawn[-1][1], series, line))
+        elif line.low is not None and line.high is not None and line.x:
+            names.append((sy((line.low[-1] + line.high[-1]) / 2), series, line))
     names.sort(key=lambda item: (item[0], item[2].name))
     at = top - 6
     for y, series, line in names:
@@ -586,7 +593,8 @@ def ladder(exhibit: Ladder, uid: str) -> str:
         scales.append(scale)
         d.text(x + 12, 16, name, "t", most=width - 16, bold=True)
         ends = [scale.low, scale.high]
-        for tick, anchor in zip(ends, ("start", "end"), strict=True):
+        anchors: tuple[Anchor, Anchor] = ("start", "end")
+        for tick, anchor in zip(ends, anchors, strict=True):
             d.text(scale(tick), 34, numbers.significant(tick, 1), "t dim small", anchor=anchor)
         for tick in scale.ticks(4):
             d.line(scale(tick), top - 6, scale(tick), bottom, "grid")

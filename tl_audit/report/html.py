@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from tl_audit.errors import RecordError
 from tl_audit.records.findings import STATUSES, AuditResult
@@ -56,6 +56,11 @@ def _sheet(css: str) -> Markup:
     return Markup(css)
 
 
+def _breakable(text: str) -> Markup:
+    """Text that may break after underscores, so that long names fit narrow columns; copied text stays as it was."""
+    return escape(visible(text)).replace("_", Markup("_<wbr>"))
+
+
 def _finalize(value: Any) -> Any:  # Any: whatever a template prints
     """What a template may print: text made visible, whole numbers, markup made here. A None or a raw float is a bug of ours."""
     if isinstance(value, Markup):
@@ -81,6 +86,7 @@ def environment() -> Environment:
     env.filters["drawing"] = _drawing
     env.filters["shape"] = _shape
     env.filters["sheet"] = _sheet
+    env.filters["breakable"] = _breakable
     env.filters["count"] = numbers.count
     env.globals.update(
         status_words=STATUS_WORDS, fixed_sentence=FIXED_SENTENCE, example_policy=EXAMPLE_POLICY, section_titles=SECTION_TITLES,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tl_audit.errors import RecordError
-from tl_audit.records.exhibits import Exhibit, Heatmap, ImageGrid, Ladder, Picture, Stamp, Table
+from tl_audit.records.exhibits import Exhibit, Heatmap, ImageGrid, Ladder, Lines, Picture, Stamp, Table
 from tl_audit.records.findings import SEVERITIES, STATUSES, WORST_FIRST, AuditResult, DomainCard, Finding, LimitOutcome, ModelCard
 from tl_audit.records.metrics import Metric
 from tl_audit.report import charts, declared, numbers
@@ -96,6 +96,11 @@ class Cell:
     note: str = ""
     declared: bool = False
     code: bool = False
+
+    @property
+    def long_word(self) -> bool:
+        """Whether a word is so long that the table may break it anywhere."""
+        return len(self.text) > 28 and any(len(word) > 28 for word in self.text.replace("_", " ").split())
 
 
 @dataclass(frozen=True)
@@ -255,9 +260,22 @@ def _grid(
     return Grid(ids.next("t"), caption, tuple(columns), tuple(numeric) or (False,) * len(columns), cells, note)
 
 
+def _column(values: Sequence[Any], format: str = "number") -> list[str]:  # Any: values of one column
+    """The cells of one column of numbers, all with the decimals that the most precise of them needs."""
+    floats = [v for v in values if isinstance(v, float)]
+    texts = [numbers.plain(v) for v in floats]
+    if format not in ("number", "") or not floats or any("×" in t for t in texts):
+        return [_cell_text(v, format) for v in values]
+    places = max(len(t.partition(".")[2]) for t in texts)
+    if places == 0:
+        return [_cell_text(v, format) for v in values]
+    return [numbers.number(v, places) if isinstance(v, (int, float)) and not isinstance(v, bool) else _cell_text(v, format) for v in values]
+
+
 def _table_grid(ids: Counters, table: Table) -> Grid:
     columns = [f"{c.name} ({c.unit})" if c.unit else c.name for c in table.columns]
-    rows = [[Cell(_cell_text(v, c.format)) for v, c in zip(row, table.columns, strict=True)] for row in table.rows]
+    texts = [_column([row[j] for row in table.rows], c.format) for j, c in enumerate(table.columns)]
+    rows = [[Cell(texts[j][i]) for j in range(len(table.columns))] for i in range(len(table.rows))]
     empty = any(v is None for row in table.rows for v in row)
     return _grid(
         ids,
@@ -277,22 +295,45 @@ def _numeric(value: Any) -> bool:  # Any: a value of a row
 
 def _data_grid(ids: Counters, exhibit: Exhibit) -> Grid:
     """The data of a chart as a table; columns that hold nothing are left out."""
+    rows: list[dict[str, Any]]
     if isinstance(exhibit, Heatmap) and exhibit.text is not None:
         rows = [
             {exhibit.row_label: r, **{c: exhibit.text[i][j] for j, c in enumerate(exhibit.columns)}} for i, r in enumerate(exhibit.rows)
         ]
+    elif isinstance(exhibit, Lines):
+        rows = _points(exhibit)
     else:
         rows = exhibit.to_rows()
     keys = list(dict.fromkeys(key for row in rows for key in row))
     keys = [k for k in keys if any(row.get(k) not in (None, "", False) for row in rows)]
-    numeric = [all(_numeric(row.get(k)) for row in rows) for k in keys]
-    return _grid(
-        ids,
-        f"Data of: {exhibit.title}",
-        [k.replace("_", " ") for k in keys],
-        [[_cell_text(row.get(k)) for k in keys] for row in rows],
-        numeric=numeric,
-    )
+    columns = {k: [row.get(k) for row in rows] for k in keys}
+    texts = {k: _column(values) for k, values in columns.items()}
+    numeric = [all(_numeric(v) for v in values) for values in columns.values()]
+    heads = [k if isinstance(exhibit, (Lines, Heatmap)) else k.replace("_", " ") for k in keys]
+    return _grid(ids, f"Data of: {exhibit.title}", heads, [[texts[k][i] for k in keys] for i in range(len(rows))], numeric=numeric)
+
+
+def _points(exhibit: Lines) -> list[dict[str, Any]]:
+    """Curves side by side: one row per x, one column per curve and one per band."""
+    rows: dict[float, dict[str, Any]] = {}
+    names = [
+        line.name if [other.name for other in exhibit.lines].count(line.name) == 1 else f"{line.name} ({i + 1})"
+        for i, line in enumerate(exhibit.lines)
+    ]
+    for name, line in zip(names, exhibit.lines, strict=True):
+        for i, x in enumerate(line.x):
+            row = rows.setdefault(x, {})
+            row[name] = line.y[i]
+            if line.low is not None and line.high is not None:
+                row[f"{name}, from–to"] = (line.low[i], line.high[i])
+    for x, n in exhibit.counts or ():
+        rows.setdefault(x, {})["n"] = n
+    ticks = exhibit.x_ticks
+
+    def name_of(x: float) -> str | float:
+        return ticks[int(x)] if ticks is not None and float(x).is_integer() and 0 <= x < len(ticks) else x
+
+    return [{exhibit.x_label: name_of(x), **rows[x]} for x in sorted(rows)]
 
 
 def _largest_cells(ids: Counters, exhibit: Heatmap) -> Grid:
@@ -802,8 +843,8 @@ def _recipe(result: AuditResult, ids: Counters) -> dict[str, Grid]:
         ("Energy", "not measured"),
     ]
     out = {
-        "recipe": _grid(ids, "How the model was adapted", ["Fact", "Recorded"], [[Cell(a), Cell(b)] for a, b in facts]),
-        "cost": _grid(ids, "What the adaptation cost", ["Fact", "Recorded"], [[Cell(a), Cell(b)] for a, b in cost]),
+        "recipe": _grid(ids, "How the model was adapted", ["Fact", "Recorded"], [[a, b] for a, b in facts]),
+        "cost": _grid(ids, "What the adaptation cost", ["Fact", "Recorded"], [[a, b] for a, b in cost]),
     }
     stages = record.get("stages") or ()
     if stages:

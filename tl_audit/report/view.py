@@ -78,7 +78,7 @@ class AuditReport:
                 'report.show() needs a notebook: pip install ipykernel. Or report.save("reports/x") and open the page'
             ) from error
         frame = f'<iframe sandbox="" width="100%" height="{int(height)}" title="tl_audit report" srcdoc="{escape(self.html, quote=True)}"></iframe>'
-        return display(HTML(frame))
+        return display(HTML(frame))  # type: ignore[no-untyped-call]  # IPython has no types
 
     def to_frame(self) -> Any:  # Any: a pandas DataFrame, imported late
         """One row per finding: code, section, title, status, severity, reason."""
