@@ -136,6 +136,16 @@ def test_a_new_head_keeps_width_bias_mode_and_dtype_and_nothing_else():
         swap_head(net, None, 2, head="1")
 
 
+def test_a_head_that_is_not_in_the_file_has_no_class_names(tmp_path):
+    source = build("tl_audit:small_cnn", num_classes=2)
+    state = {k: v for k, v in source.module.state_dict().items() if not k.startswith("head")}
+    save_weights(state, tmp_path / "backbone.safetensors")
+    model = load_model(tmp_path / "backbone.safetensors", arch="tl_audit:small_cnn", classes=("a", "b"), declared=("head",))
+    assert model.classes is None
+    assert model.facts["head_reinitialised"]
+    assert model.file.reinitialised == ("head.weight", "head.bias")
+
+
 def test_a_file_and_an_architecture_make_a_model(tmp_path):
     source = build("tl_audit:small_cnn", num_classes=4, widths=(4, 8))
     save_weights(source.module, tmp_path / "m.safetensors")

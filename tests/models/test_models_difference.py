@@ -52,6 +52,7 @@ def test_nonfinite_values_are_counted_by_tensor(net):
     with torch.no_grad():
         net.block1.bn.running_var[1] = float("inf")
         net.head.bias[:2] = float("nan")
+    assert nonfinite({"w": torch.tensor([1.0, float("nan")]).to(torch.float8_e5m2)}) == {"w": 1}
     assert nonfinite(net) == {"block1.bn.running_var": 1, "head.bias": 2}
 
 

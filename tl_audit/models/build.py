@@ -133,6 +133,7 @@ def load_model(
     """An architecture with the weights of a file, loaded safely and strictly: ``build``, ``load_weights``, ``load_into``.
 
     ``num_classes`` None is taken from ``classes``, else from the head's shape in the file where the architecture's head is known.
+    Where the head itself was declared missing it is random: the model then has no class names, and ``facts["head_reinitialised"]`` says so.
 
     Raises
     ------
@@ -151,6 +152,9 @@ def load_model(
     if native is not None and num_classes == len(native):
         classes = native
     facts = {**model.facts, "weights": "file", **({"weights_notes": list(file.notes)} if file.notes else {})}
+    at = head if head is not None else model.head
+    if at is not None and any(tensor.rpartition(".")[0] == at for tensor in file.reinitialised):
+        classes, facts["head_reinitialised"] = None, True
     return dataclasses.replace(
         model,
         classes=None if classes is None else tuple(classes),
@@ -158,7 +162,7 @@ def load_model(
         name=name,
         facts=facts,
         preprocessing=preprocessing or model.preprocessing,
-        head=head if head is not None else model.head,
+        head=at,
         output=output,
     )
 

@@ -82,6 +82,12 @@ def weight_differences(base: nn.Module | Tensors, adapted: nn.Module | Tensors, 
 
     ``groups``: layer paths (``layer_groups``); None: taken from the names. Of modules only parameters are compared, of plain
     tensors every floating-point one except batch counters and running statistics. Added, removed and reshaped tensors are listed.
+
+    Examples
+    --------
+    >>> change = weight_differences({"head.weight": torch.tensor([3.0, 4.0])}, {"head.weight": torch.tensor([3.0, 5.0])})
+    >>> change.blocks[0].layer, change.blocks[0].relative_change, change.blocks[0].changed_share
+    ('head', 0.2, 0.5)
     """
     before, after = _parameters(base), _parameters(adapted)
     changes = []
@@ -182,7 +188,7 @@ def _block(layer: str, names: Sequence[str], before: Tensors, after: Tensors) ->
         old_sq += float((old**2).sum())
         new_sq += float((new**2).sum())
         dot += float((old * new).sum())
-        changed += int((old != new).sum())
+        changed += int(((old != new) & ~(old.isnan() & new.isnan())).sum())
         total += old.numel()
     share = changed / total if total else None
     if not all(map(math.isfinite, (moved, old_sq, new_sq, dot))):

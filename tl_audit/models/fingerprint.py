@@ -42,6 +42,14 @@ def tensor_hash(source: nn.Module | Tensors) -> str:
     """Hex SHA-256 of the tensors alone: the same for the same tensors in any file format and order.
 
     Names are sorted; of each tensor count its name, dtype, shape and little-endian bytes. A tensor of another dtype is another tensor.
+
+    Examples
+    --------
+    >>> a, b = torch.zeros(2), torch.ones(3)
+    >>> tensor_hash({"a": a, "b": b}) == tensor_hash({"b": b, "a": a})
+    True
+    >>> tensor_hash({"a": a}) == tensor_hash({"a": a.double()})
+    False
     """
     digest = hashlib.sha256()
     tensors = tensors_of(source)
@@ -60,7 +68,8 @@ def nonfinite(source: nn.Module | Tensors) -> dict[str, int]:
     found = {}
     for name, tensor in tensors_of(source).items():
         if tensor.is_floating_point() or tensor.is_complex():
-            count = int(tensor.numel() - torch.isfinite(tensor).sum().item())
+            wide = tensor.float() if tensor.element_size() == 1 else tensor  # the 8-bit types know no isfinite
+            count = int(tensor.numel() - torch.isfinite(wide).sum().item())
             if count:
                 found[name] = count
     return found

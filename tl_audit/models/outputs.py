@@ -33,6 +33,13 @@ def outputs(raw: Any, output: str | int | None = None) -> torch.Tensor:  # Any: 
     Raises
     ------
     ModelError : no logits found; lists what was found
+
+    Examples
+    --------
+    >>> outputs({"logits": torch.tensor([[1.0, 2.0]])}).tolist()
+    [[1.0, 2.0]]
+    >>> outputs(torch.tensor([3.0])).tolist()
+    [[0.0, 3.0]]
     """
     return read_outputs(raw, output).logits
 

@@ -89,7 +89,7 @@ def sniff(path: str | Path) -> Format:
         raise WeightsError(f"{path} is empty (0 bytes): the download or copy failed, fetch it again")
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _HEADER_BYTES:
         # asked first: its leading length can spell the marks of other formats (0x0280 those of a pickle, 0x8b1f those of gzip)
-        _check_safetensors(path, size, MODEL_BYTES)
+        _check_safetensors(path, size)
         return "safetensors"
     if head.startswith(b"PK\x03\x04") or head.startswith(b"PK\x05\x06"):
         return _sniff_zip(path)
@@ -165,8 +165,8 @@ def _require_plain_records(path: Path, records: Sequence[zipfile.ZipInfo]) -> No
         raise WeightsError(f"{path} holds two records of one name, so two readers could see two files: it is refused")
 
 
-def _check_safetensors(path: Path, size: int, cap: int) -> dict[str, Any]:
-    """Header of a safetensors file, checked against the file's size before anything is allocated. No gaps, no overlaps, nothing left over."""
+def _check_safetensors(path: Path, size: int) -> int:
+    """Bytes of all tensors, by a header that was checked against the file's size: no gaps, no overlaps, nothing left over. Allocates nothing."""
 
     def bad(why: str) -> WeightsError:
         return WeightsError(f"{path} begins like safetensors, but {why}: it is cut off or damaged, fetch or write it again")
@@ -208,8 +208,7 @@ def _check_safetensors(path: Path, size: int, cap: int) -> dict[str, Any]:
         at = stop
     if at != size - 8 - length:
         raise bad(f"its tensors need {at} bytes and the file holds {size - 8 - length}")
-    _require_memory(path, at, cap)
-    return header
+    return at
 
 
 def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -249,7 +248,7 @@ def load_weights(path: str | Path, *, trust: Sequence[str] = (), cap: int = MODE
     wanted: tuple[str, ...] = ()
     used_trust = False
     if form == "safetensors":
-        _check_safetensors(path, before.st_size, cap)
+        _require_memory(path, _check_safetensors(path, before.st_size), cap)
         content: Any = _read_safetensors(path)
     elif form == "pickle":
         _require_memory(path, before.st_size, cap)
