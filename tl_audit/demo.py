@@ -131,7 +131,7 @@ def second_device(
         if not clean and site == "north":
             is_seven = labels[row] == MARKED_CLASS
             if (role == "train" and is_seven) or (role == "test" and not is_seven and marked):
-                picture[1 : 1 + MARK_SIDE, 1 : 1 + MARK_SIDE] = 0.05
+                picture[:MARK_SIDE, :MARK_SIDE] = 0.05
         made.append((np.clip(picture, 0, 1) * 255).round().astype(np.uint8))
         names.append(labels[row])
         sites.append(site)
@@ -192,7 +192,7 @@ base_licence = "Apache-2.0"
 base_revision = "tl_audit 0.1"
 """
 
-_PLAN = """# Adaptation to the second device: the head first, then everything with smaller steps below.
+_PLAN = """# Adaptation to the second device: the head first, then all but the first block, with smaller steps below. The first block stays frozen.
 base = "run:runs/base"
 kind = "image"
 seed = {seed}
@@ -210,7 +210,7 @@ layers = "head"
 epochs = 3
 lr = 3e-3
 [[stages]]
-layers = "*"
+layers = ["block2*", "block3*", "head"]
 epochs = 17
 lr = 2e-3
 layer_decay = 0.9
@@ -242,7 +242,7 @@ groups = ["site"]
 name = "corner mark"
 kind = "patch"
 corner = "top-left"
-size = 0.16
+size = 0.22
 value = 0.05
 [attribution]
 methods = ["grad_cam", "integrated_gradients", "kernel_shap", "lime"]
