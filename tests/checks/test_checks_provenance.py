@@ -241,6 +241,15 @@ def test_one_forward_in_training_mode_moves_buffers_and_no_parameter(declared):
     assert "training mode" in result.caveats[0]
 
 
+def test_a_buffer_declared_by_name_is_judged_though_its_module_trains():
+    base = network()
+    adapted = copy.deepcopy(base)
+    with torch.no_grad():
+        adapted.block1.bn.running_var.mul_(2)
+    record = frozen_record(base, frozen=("block1.bn.running_var",))
+    assert value(measure(frozen_stayed_frozen, subject(Model(adapted), Model(base), record)), "frozen_buffers_changed") == 1
+
+
 def test_a_frozen_layer_changed_by_a_millionth_is_found():
     base = network()
     adapted = copy.deepcopy(base)

@@ -266,10 +266,10 @@ def frozen_stayed_frozen(subject: Subject, evidence: Evidence, context: Context)
     caveats: list[str] = []
     declared = [name for name in tensors_of(adapted.module) if matches(name, record.frozen)]
     parameters = {name for name, _ in adapted.module.named_parameters(remove_duplicate=False)}
-    names = [name for name in declared if name in parameters]
+    names = list(declared)
     if record.method == "lora":
         targets = tuple(str(t) for t in _lora_targets(record))
-        merged = [name for name in names if any(name.rpartition(".")[0].endswith(t) for t in targets)]
+        merged = [name for name in names if name in parameters and any(name.rpartition(".")[0].endswith(t) for t in targets)]
         names = [name for name in names if name not in merged]
         if merged:
             caveats.append(f"{len(merged)} tensors into which adapters were merged are left out: they move by design")
