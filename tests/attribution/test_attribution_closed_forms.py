@@ -152,7 +152,9 @@ def test_the_estimator_is_that_of_the_shap_package():
     from tl_audit.attribution.kernel_shap import Coalitions
 
     design = Coalitions(theirs.maskMatrix.astype(bool), theirs.kernelWeights, np.arange(len(theirs.maskMatrix)), False)
-    assert solve(design, np.asarray(theirs.ey)[:, 0], float(theirs.fnull[0]), float(theirs.fx[0])) == pytest.approx(np.asarray(phi), abs=1e-8)
+    assert solve(design, np.asarray(theirs.ey)[:, 0], float(theirs.fnull[0]), float(theirs.fx[0])) == pytest.approx(
+        np.asarray(phi), abs=1e-8
+    )
 
 
 def test_coalitions_carry_the_shapley_kernel():

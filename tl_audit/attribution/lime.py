@@ -60,6 +60,8 @@ class LIME:
             if reference.shared:
                 draws.append(rng.integers(0, len(reference.rows), size=budget))
         with evaluating(model, batch_size=batch_size) as evaluator:
+            import lime.lime_base  # noqa: F401  inside the borrowing block: importing it moves NumPy's global random state
+
             values = evaluator.masked_scores(inputs, targets, hoods, reference, draws if reference.shared else None, self.output)
             spent = evaluator.evaluations
         image = inputs.players.shape == "image"
