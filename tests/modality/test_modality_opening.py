@@ -127,7 +127,7 @@ def test_a_bare_name_that_two_folders_hold_is_refused(tmp_path: Path) -> None:
 
 def test_metadata_without_a_key_column_says_what_it_has(tmp_path: Path) -> None:
     write(tmp_path / "d", "a.png")
-    with pytest.raises(DataError, match="no column to join on.*it has name, label"):
+    with pytest.raises(DataError, match=r"no column to join on.*it has name, label"):
         open_data(tmp_path / "d", metadata=table(tmp_path / "m.csv", "name,label\na.png,x\n"))
     assert open_data(tmp_path / "d", metadata=tmp_path / "m.csv", id="name").labels is not None
 
