@@ -611,6 +611,7 @@ def parameter_randomisation(subject: Subject, evidence: Evidence, context: Conte
     How it is measured: three copies of the model get every weight tensor, and BatchNorm's statistics, permuted in itself; the same samples are explained again, for the same class,
     at half the budget. Maps are compared by Spearman's rank correlation of absolute values (images pooled to 14 x 14). The ceiling is the same model with another
     seed; the effect is ceiling minus similarity, per sample. An edge map and random maps of the same smoothness are floor references.
+    Intervals are over samples or clusters, for these three copies.
 
     Why it matters: a map that stays when everything learned is gone shows the input, not the model.
 
