@@ -520,7 +520,7 @@ def _domain(config: AuditConfig, table: DomainTable, role: str, classes: Sequenc
     path = config.at(table.path)
     if not path.exists():
         raise ConfigError(f"[{role}] path: there is no {path}")
-    options: dict[str, Any] = {} if path.is_dir() else dict(inherited)
+    options, absent = ({}, []) if path.is_dir() else _fitting(path, inherited)
     for name in ("label", "label_map", "positive", "cluster", "id", "numeric", "categorical", "drop", "na_values"):
         if getattr(table, name) is not None:
             options[name] = getattr(table, name)
@@ -537,7 +537,44 @@ def _domain(config: AuditConfig, table: DomainTable, role: str, classes: Sequenc
         domain = Domain(table.name or path.name, path, classes=table.classes, kind=table.kind, **options)
     except TLAuditError as error:
         raise type(error)(f"[{role}] {error}") from error
+    if absent and "numeric" not in table.model_fields_set and "categorical" not in table.model_fields_set:
+        domain.notes = (*domain.notes, f"columns of the training table that are not here, taken as missing: {', '.join(absent)}")
     return _aligned(domain, role, classes)
+
+
+def _fitting(path: Path, inherited: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The reader options of the run's own table, without the columns that this table lacks, and those columns."""
+    if not inherited:
+        return {}, []
+    columns = _columns(path)
+    options, absent = dict(inherited), []
+    for name in ("numeric", "categorical"):
+        if name in options:
+            absent += [c for c in options[name] if c not in columns]
+            options[name] = [c for c in options[name] if c in columns]
+    for name in ("label", "id"):
+        if options.get(name) not in (None, *columns):
+            del options[name]
+    if isinstance(options.get("na_values"), Mapping):
+        options["na_values"] = {c: v for c, v in options["na_values"].items() if c in columns}
+    if "label" not in options:
+        for name in ("label_map", "positive"):
+            options.pop(name, None)
+    return options, sorted(absent)
+
+
+def _columns(path: Path) -> tuple[str, ...]:
+    """Column names of a table file, from its header alone."""
+    try:
+        if path.suffix.lower() in (".parquet", ".pq"):
+            import pyarrow.parquet as parquet
+
+            return tuple(parquet.read_schema(path).names)
+        import pandas as pd
+
+        return tuple(str(c).strip() for c in pd.read_csv(path, nrows=0, sep=None, engine="python", dtype=str).columns)
+    except Exception as error:  # pandas and pyarrow raise errors of many kinds for damaged files
+        raise DataError(f"{path} cannot be read as a table ({type(error).__name__}: {str(error)[:120]})") from error
 
 
 def _aligned(domain: Domain, role: str, classes: Sequence[str] | None) -> Domain:
