@@ -14,7 +14,7 @@ Two defects are planted (``clean=True`` leaves both out):
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -52,11 +52,12 @@ def run_demo(
     seed: int = 0,
     say: Callable[[str], None] = lambda text: None,
     policy: str = "default",
+    overrides: Mapping[str, Any] | None = None,
 ) -> tuple[AuditResult, dict[str, Path]]:
     """Make the data, train the base, adapt it with both controls, audit, and write the report to ``out``.
 
     Everything goes through the same doors that users have: image folders, ``plan.toml`` and ``audit.toml`` under ``out``,
-    so that ``tl-audit run OUT/audit.toml`` repeats the audit.
+    so that ``tl-audit run OUT/audit.toml`` repeats the audit. ``overrides`` are keys of audit.toml, e.g. ``{"checks.ignore": ["TLA7"]}``.
 
     Returns
     -------
@@ -79,7 +80,7 @@ def run_demo(
     say("adapting it to the target device in two stages, with both controls")
     adapt(Plan.from_toml(out / "plan.toml"), out=out / "runs" / "adapted", progress=say)
     say("auditing")
-    return run_audit(out / "audit.toml", out=out, policy=policy, seed=seed, say=say)
+    return run_audit(out / "audit.toml", out=out, policy=policy, seed=seed, overrides=overrides, say=say)
 
 
 def write_data(folder: Path, *, clean: bool, seed: int) -> None:
