@@ -9,6 +9,7 @@ Everything heavy is imported inside the commands, so that help answers at once.
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import time
@@ -371,9 +372,9 @@ def run(
         _print_plan(job)
         return 0
     folder = out_dir if out_dir is not None else Path("reports") / (config.path.stem if config.path is not None else "audit")
-    command = [NAME, "run", str(audit), *_flags(sys.argv[1:], str(audit))]
+    command = shlex.join([NAME, "run", str(audit), *_flags(sys.argv[1:], str(audit))])
     result, paths = execute(job, out=folder, formats=wanted, fail_on=fail_on, fresh=fresh, command=command, progress=Progress())
-    _print_outcome(result, paths, again=" ".join(command))
+    _print_outcome(result, paths, again=command)
     return _interrupted(result) or exit_code(result.outcome)
 
 

@@ -658,7 +658,7 @@ def execute(
     formats: Sequence[str] | None = None,
     fail_on: str | None = None,
     fresh: bool = False,
-    command: Sequence[str] = (),
+    command: str = "",
     progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[AuditResult, dict[str, Path]]:
     """Run a prepared audit and write its report into ``out``; the result, and the paths by format ("manifest" last)."""
@@ -682,7 +682,7 @@ def execute(
         resume=not fresh,
         title=job.config.title,
         progress=progress,
-        config={"command": list(command), "audit": job.config.plain()},
+        config={**({"command": command} if command else {}), "audit": job.config.plain()},
         fail_on=fail_on,
     )
     return result, save(result, out, formats=formats or table.report.formats)

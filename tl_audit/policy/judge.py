@@ -16,7 +16,7 @@ from scipy.stats import norm
 
 from tl_audit.measures.estimate import interval_at, limit_p
 from tl_audit.measures.multiplicity import holm
-from tl_audit.policy.limits import NO_RATIONALE, Bound, Limit, Policy, severity_rank
+from tl_audit.policy.limits import NO_RATIONALE, Bound, Limit, Policy, severity_rank, value_range
 from tl_audit.policy.rules import Rules
 from tl_audit.policy.words import amount, decimals_for, listed, measured, metric_words, slice_words, units
 from tl_audit.records.base import Pair
@@ -300,7 +300,9 @@ def _decided(row: Judged, adjusted: float | None, size: int, rules: Rules, measu
     if met:
         _, width = _distance(value, row.bound, interval)
         side = -1.0 if row.bound.kind == "min" else 1.0
-        row = replace(row, state="met", detectable=row.bound.value + side * DETECTABLE_FACTOR * width)
+        row = replace(
+            row, state="met", detectable=_reachable(value_range(row.metric.name), row.bound.value + side * DETECTABLE_FACTOR * width)
+        )
     if guarded and row.level == "warn" and not met:
         guard = row.limit.guard or row.bound
         if not _inside(interval, guard):
@@ -376,6 +378,11 @@ def _distance(value: float, bound: Bound, interval: Pair) -> tuple[float, float]
     if bound.kind == "abs":
         at = math.copysign(bound.value, value)
     return abs(value - at), (value - low if value > at else high - value)
+
+
+def _reachable(limits: Pair | None, value: float) -> float | None:
+    """The value, or None where the metric cannot take it: then nothing beyond the limit would be found with power 0.8."""
+    return value if limits is None or limits[0] <= value <= limits[1] else None
 
 
 def _with_missing(row: Judged, value: float, bound: Bound) -> Judged:
@@ -456,20 +463,22 @@ def _reason(status: Status, deciding: Sequence[Judged], judged: Sequence[Judged]
 
 
 def _reason_of_pass(rows: Sequence[Judged]) -> str:
-    measured_rows = [j for j in rows if j.rule not in ("exact", "effect+test", "point")]
-    sizes = [min((j.metric.n or {"": 0}).values()) for j in measured_rows if j.metric.n]
-    text = "No violation of a limit was detected"
-    text += f" at n = {min(sizes)}." if sizes else "."
-    fails = [j for j in measured_rows if j.state == "met" and j.detectable is not None]
-    if fails:
-        worst = max(fails, key=lambda j: abs((j.detectable or 0.0) - j.bound.value))
+    estimated = [j for j in rows if j.rule not in ("exact", "point")]
+    if not estimated and all(j.rule == "exact" for j in rows):
+        return "No violation of a limit: the counts and comparisons of the whole set stay within it."
+    sizes = [min(j.metric.n.values()) for j in estimated if j.metric.n]
+    text = "No violation of a limit was detected" + (f" at n = {min(sizes)}." if sizes else ".")
+    known = [j for j in estimated if j.state == "met" and j.detectable is not None]
+    if known:
+        worst = max(known, key=lambda j: abs((j.detectable or 0.0) - j.bound.value))
         text += f" {_named(worst)}: a true value of {_detectable(worst)} would be found with a chance of 80 %."
     if points := [j for j in rows if j.rule == "point"]:
         text += f" {_named(points[0])}: point rule, interval ignored."
     open_warns = [j for j in rows if j.state == "undecided"]
     if open_warns:
         worst = max(open_warns, key=_weight)
-        text += f" A warning is not excluded for {_named(worst, start=False)}: {measured(worst.metric, worst.interval, worst.confidence, limit=worst.bound)}, warning limit {_bound(worst)}."
+        value = measured(worst.metric, worst.interval, worst.confidence, limit=worst.bound)
+        text += f" A warning is not excluded for {_named(worst, start=False)}: {value}, warning limit {_bound(worst)}."
     return text
 
 
@@ -478,14 +487,14 @@ def _detectable(row: Judged) -> str:
     return amount(row.detectable, digits)
 
 
-def _weight(row: Judged) -> tuple[int, float, str]:
-    """Order in which rows are named: judged before short ones, then by distance beyond the bound."""
+def _weight(row: Judged) -> tuple[int, int, float]:
+    """Order in which rows are named: judged before short ones, intervals and tests before points, then by size beyond the bound."""
     value = row.metric.value
     if value is None or row.short:
-        return 0, float(-(row.missing_n or 0)), ""
+        return 0, 0, float(-(row.missing_n or 0))
     sign = -1.0 if row.bound.kind == "min" else 1.0
-    size = abs(value) if row.bound.kind == "abs" else value
-    return 1, sign * (size - row.bound.value), ""
+    excess = sign * ((abs(value) if row.bound.kind == "abs" else value) - row.bound.value)
+    return 1, int(row.rule != "point"), excess / (abs(row.bound.value) or 1.0)
 
 
 def _named(row: Judged, *, start: bool = True) -> str:

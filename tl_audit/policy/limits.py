@@ -485,17 +485,25 @@ _SIGNED = frozenset({"accuracy_change", "gain_over_scratch", "gain_over_head", "
     "fpr_gap", "selection_rate_gap", "generalisation_gap", "accuracy_drop", "trigger_over_placebo", "overconfidence"})  # fmt: skip
 
 
+def value_range(metric: str) -> tuple[float, float] | None:
+    """The values that a metric can take, None where there is no bound or it is not known."""
+    if metric in _UNIT:
+        return 0.0, 1.0
+    return (-1.0, 1.0) if metric in _SIGNED else None
+
+
 def _contradictions(limit: Limit) -> Iterator[str]:
     warn, fail = limit.warn, limit.fail
     if warn is not None and fail is not None and fail.kind == warn.kind:
         looser = fail.value > warn.value if warn.kind == "min" else fail.value < warn.value
         if looser:
             yield f"warn {warn.kind} {warn.value:g} lies beyond fail {fail.kind} {fail.value:g}: it can never be the first to fire"
+    limits = value_range(limit.metric)
+    if limits is None or limit.relative_to_null:
+        return
+    low, high = limits
     for level, bound in (("warn", warn), ("fail", fail)):
         if bound is None:
-            continue
-        low, high = (0.0, 1.0) if limit.metric in _UNIT else (-1.0, 1.0) if limit.metric in _SIGNED else (None, None)
-        if low is None or high is None or limit.relative_to_null:
             continue
         if (bound.kind == "max" and bound.value < low) or (bound.kind == "min" and bound.value > high):
             yield f"{level} {bound.kind} {bound.value:g} can never be met: the metric lies in [{low:g}, {high:g}]"

@@ -14,6 +14,39 @@ if TYPE_CHECKING:
 
 MOST_DECIMALS = 4
 
+NAMES: dict[str, str] = {
+    "c2st_auc": "AUC of telling source from target",
+    "mmd2": "MMD²",
+    "ks": "largest gap between distributions (KS)",
+    "tvd": "share that would have to move",
+    "psi": "population stability index",
+    "label_tvd": "share of labels that would have to move",
+    "ece_debiased": "debiased calibration error",
+    "nll_skill": "log-loss skill",
+    "nll": "log-loss",
+    "tpr_gap": "true positive rate gap",
+    "fpr_gap": "false positive rate gap",
+    "majority_gain": "gain over naming the commonest class",
+    "leaked_exact": "samples that were also trained on",
+    "base_sha256_match": "match of the base with its recorded hash",
+    "adapted_sha256_match": "match of the adapted model with its recorded hash",
+    "trigger_over_placebo": "flips by the cue beyond those by a placebo",
+    "trigger_excess": "flips by the cue beyond those of the control",
+    "faithfulness_gain": "faithfulness beyond a random map",
+    "randomised_similarity": "similarity to the map of a scrambled model",
+    "randomisation_effect": "change of the map when the weights are scrambled",
+    "gate_passed": "passed its quality checks",
+    "methods_usable": "methods that passed their quality checks",
+    "unreadable": "unreadable samples",
+    "nonfinite_inputs": "samples with undefined inputs",
+    "nonfinite_outputs": "samples with undefined outputs",
+    "nonfinite_tensors": "tensors with undefined values",
+    "declared_missing": "declared facts that are missing",
+    "single_group": "attributes with one group only",
+    "undefined_cells": "rates without a denominator",
+}
+"""Metrics whose name does not read as words."""
+
 
 def amount(value: float | None, decimals: int | None = None) -> str:
     """``0.031``, ``12``, ``-0.4``; with ``decimals`` exactly that many."""
@@ -63,8 +96,8 @@ def measured(metric: Metric, interval: Pair | None, confidence: float | None, *,
 
 
 def metric_words(name: str) -> str:
-    """``accuracy_gap`` -> ``accuracy gap``"""
-    return name.replace("_", " ")
+    """``accuracy_gap`` -> ``accuracy gap``, ``psi`` -> ``population stability index``"""
+    return NAMES.get(name, name.replace("_", " "))
 
 
 def slice_words(slice: Mapping[str, str]) -> str:
