@@ -213,7 +213,11 @@ def temperature(logits: ArrayLike, labels: ArrayLike) -> Estimate:
         return float(np.mean(np.asarray(special.logsumexp(scaled, axis=1)) - scaled[np.arange(n), y]))
 
     found = float(optimize.minimize_scalar(loss, bounds=(-5.0, 5.0), method="bounded", options={"xatol": 1e-7}).x)
-    details = {"at_bound": bool(abs(found) > 4.999), "nll_before": loss(0.0), "nll_after": loss(found)}
+    # where classes are separated the loss is flat towards one end, and the search may stop anywhere on the way
+    end = min((-5.0, 5.0), key=loss)
+    if loss(end) <= loss(found):
+        found = end
+    details = {"at_bound": abs(found) > 4.999, "nll_before": loss(0.0), "nll_after": loss(found)}
     return Estimate(float(np.exp(found)), n, "a fitted number: no interval", null=1.0, details=details)
 
 

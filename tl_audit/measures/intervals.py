@@ -230,7 +230,7 @@ def paired_rate_difference(
     if clusters < 2:
         return replace(base, reason="all rows belong to one cluster: no interval")
     ladder, method = _mean_ladder(difference, codes, seed, resamples)
-    if discordant_clusters < 10:
+    if discordant_clusters < 10 or ladder[0][1] == ladder[0][2]:
         ladder = tuple(
             (alpha, low - _rule_of_three(alpha, clusters), high + _rule_of_three(alpha, clusters)) for alpha, low, high in ladder
         )
@@ -472,7 +472,7 @@ def centred_bootstrap(
 def mean(values: ArrayLike, *, cluster: ArrayLike | None = None, bounds: tuple[float, float] | None = None) -> Estimate:
     """Mean of the rows with a t interval over rows, or over clusters (the ratio Σsums/Σsizes with its jackknife variance).
 
-    One row or one cluster gives no interval. Where all values are equal there is no spread to learn from: with ``bounds`` (the
+    One row or one cluster gives no interval. Where all units agree there is no spread to learn from: with ``bounds`` (the
     range that values can take) the rule of three gives the interval, without it there is none.
     """
     array = finite_vector(values, "values")
@@ -485,14 +485,14 @@ def mean(values: ArrayLike, *, cluster: ArrayLike | None = None, bounds: tuple[f
     base = Estimate(value, n, clusters=None if cluster is None else clusters, details={"method": "t"})
     if clusters < 2:
         return replace(base, reason="one row: no interval" if cluster is None else "all rows belong to one cluster: no interval")
-    if float(array.min()) == float(array.max()):
+    error = float(np.sqrt(_ratio_variance(array, codes)))
+    if error <= 1e-12 * max(1.0, float(np.abs(array).max())):
         if bounds is None:
-            return replace(base, reason="all values are equal: no spread to make an interval from")
+            return replace(base, reason="all units agree: no spread to make an interval from")
         share = {alpha: min(1.0, _rule_of_three(alpha, clusters)) for alpha in LADDER_ALPHAS}
         low, high = bounds
         ladder = tuple((alpha, value - share[alpha] * (value - low), value + share[alpha] * (high - value)) for alpha in LADDER_ALPHAS)
         return replace(base, ladder=ladder, details={"method": "rule of three"})
-    error = float(np.sqrt(_ratio_variance(array, codes)))
     ladder = build_ladder(lambda alpha: _around(value, error * _t_quantile(alpha, clusters - 1)))
     if bounds is not None:
         ladder = tuple((alpha, max(low, bounds[0]), min(high, bounds[1])) for alpha, low, high in ladder)
@@ -518,13 +518,14 @@ def mean_difference(
     if a.size == 0 or b.size == 0:
         return Estimate(None, n, "no rows on one side", null=0.0)
     value = float(a.mean() - b.mean())
+    tiny = (1e-12 * max(1.0, float(np.abs(a).max()), float(np.abs(b).max()))) ** 2  # variance of rounding
     details: dict[str, Any] = {"method": "welch", "n_first": a.size, "n_second": b.size}
     base = Estimate(value, n, null=0.0, details=details)
     if cluster_first is None or cluster_second is None:
         if min(a.size, b.size) < 2:
             return replace(base, reason="one row on one side: no interval")
         va, vb = float(a.var(ddof=1)) / a.size, float(b.var(ddof=1)) / b.size
-        if va + vb == 0:
+        if va + vb <= tiny:
             return replace(base, reason="all values are equal on each side: no spread to make an interval from")
         freedom = (va + vb) ** 2 / (va**2 / (a.size - 1) + vb**2 / (b.size - 1))
         return _t_estimate(base, float(np.sqrt(va + vb)), freedom)
@@ -544,8 +545,8 @@ def mean_difference(
         if variance is None:
             return replace(base, reason="one cluster holds all rows of one side: no interval")
         error = float(np.sqrt(variance))
-    if error == 0:
-        return replace(base, reason="all values are equal on each side: no spread to make an interval from")
+    if error**2 <= tiny:
+        return replace(base, reason="all units agree on each side: no spread to make an interval from")
     return _t_estimate(base, error, clusters - 1)
 
 
@@ -705,6 +706,8 @@ def _difference_over_clusters(
     if variance is None:
         return replace(base, value=value, ladder=(), reason="one cluster holds all rows of one side: no interval")
     error = float(np.sqrt(variance))
+    if error <= 1e-12:
+        return base  # every cluster shows the same difference: the sides taken apart are the wider answer
     ladder = build_ladder(lambda alpha: _around(value, error * _t_quantile(alpha, clusters - 1)))
     ladder = tuple((alpha, max(low, -limit), min(high, limit)) for alpha, low, high in ladder)
     return replace(base, value=value, ladder=ladder, reason=None, details=base.details | {"method": "cluster t"})
