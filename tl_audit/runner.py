@@ -20,8 +20,8 @@ from tl_audit.checks.stamps import GATE, stamped, stamps
 from tl_audit.errors import ConfigError, Interrupted, MissingExtra, NotEvaluated
 from tl_audit.evidence import Store, StoredEvidence
 from tl_audit.evidence.cards import subject_card
-from tl_audit.evidence.passes import default_pairs
 from tl_audit.evidence.keys import input_key
+from tl_audit.evidence.passes import default_pairs
 from tl_audit.evidence.surroundings import Stopper, deterministic, environment, on_device, untouched_randomness
 from tl_audit.measures.multiplicity import benjamini_hochberg, holm
 from tl_audit.policy import Policy, gate, judge
@@ -83,7 +83,7 @@ def run(
     Raises
     ------
     TLAuditError : an input that cannot be used
-    Interrupted : the user asked twice to stop; after the first time a partial result is returned
+    Interrupted : asked to stop once more while the partial record was being made; before that a partial result is returned
     RuntimeError : the record does not reconcile, which is our bug
     """
     checks = _checked(_builtin() if checks is None else checks, select, ignore)

@@ -279,7 +279,9 @@ def test_attributions_are_computed_once_and_kept(tmp_path, monkeypatch: pytest.M
             "adapted", "target", "kernel_shap"
         )
     assert first.values.shape == (6, 3)
-    np.testing.assert_array_equal(first.targets, collect(subject).predictions("adapted", "target")[collect(subject, attribution_samples=6).attribution_rows("target")])
+    np.testing.assert_array_equal(
+        first.targets, collect(subject).predictions("adapted", "target")[collect(subject, attribution_samples=6).attribution_rows("target")]
+    )
     monkeypatch.setattr("tl_audit.attribution.explain_inputs", lambda *a, **k: pytest.fail("computed again"))
     with Store(tmp_path) as store:
         again = collect(subject, store=store, attribution_samples=6, budget=32).attributions("adapted", "target", "kernel_shap")

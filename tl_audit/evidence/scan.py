@@ -90,7 +90,9 @@ class DomainScan:
         self._stats = self._stat() if self._files is not None else None
         # what evidence is found by before the content is known; each block is then held against the hash of its content
         if self._stats is not None:
-            self.signature = key_of("files", domain.kind, [[name, size] for name, (_, size, _) in zip(domain.ids, self._stats, strict=True)])
+            self.signature = key_of(
+                "files", domain.kind, [[name, size] for name, (_, size, _) in zip(domain.ids, self._stats, strict=True)]
+            )
         else:
             labels = None if domain.labels is None else [None if v is None else str(v) for v in domain.labels]
             self.signature = key_of("arrays", role, domain.name, domain.kind, list(domain.ids), labels)
