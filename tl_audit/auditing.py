@@ -66,7 +66,7 @@ def audit(
     elif not isinstance(subject, Subject):
         raise ConfigError(f"audit needs a Subject or the path of a run directory, not {type(subject).__name__}")
     else:
-        given = {"target": target, "source": source, "train": train, "validation": validation}
+        given: dict[str, Any] = {"target": target, "source": source, "train": train, "validation": validation}
         subject = dataclasses.replace(subject, **{k: v for k, v in given.items() if v is not None})
     resolved = policy if isinstance(policy, Policy) else load_policy(policy)
     result = run(
