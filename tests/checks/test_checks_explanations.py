@@ -21,7 +21,6 @@ from tl_audit.attribution.quality import (
     Ranking,
     kept_after,
     random_maps,
-    rank_correlations,
     relevance_orders,
     removal_curves,
 )
@@ -175,23 +174,12 @@ def test_parts_are_removed_until_their_area_comes_nearest_to_the_share():
     assert keep.tolist() == [[True, True, True], [True, True, False], [False, True, False], [False, False, False]]
 
 
-def test_random_maps_have_the_spectrum_of_the_map_and_nothing_else_of_it(scene):
-    rng = np.random.default_rng(0)
-    smooth = torch.nn.functional.interpolate(torch.as_tensor(rng.normal(size=(3, 1, 4, 4))), size=(16, 16), mode="bilinear")[:, 0].numpy()
-    randoms = random_maps(smooth, scene.inputs.players, draws=2, key=("k",), ids=("a", "b", "c"))
-    for i in range(3):
-        assert np.abs(np.fft.fft2(randoms[0][i])) == pytest.approx(np.abs(np.fft.fft2(smooth[i] - smooth[i].mean())), abs=1e-9)
+def test_random_maps_depend_on_the_sample_and_not_on_its_neighbours(scene, rng):
+    maps = rng.normal(size=(3, 16, 16))
+    randoms = random_maps(maps, scene.inputs.players, draws=2, key=("k",), ids=("a", "b", "c"))
     assert not np.allclose(randoms[0][0], randoms[1][0])
-    alone = random_maps(smooth[1:2], scene.inputs.players, draws=2, key=("k",), ids=("b",))
+    alone = random_maps(maps[1:2], scene.inputs.players, draws=2, key=("k",), ids=("b",))
     assert alone[0][0] == pytest.approx(randoms[0][1])
-
-
-def test_rank_correlation_by_hand_and_undefined_for_constant_rows():
-    a = np.array([[1.0, 2, 3, 4], [1, 1, 1, 1], [1, 2, 3, np.nan]])
-    b = np.array([[1.0, 2, 4, 3], [1, 2, 3, 4], [1, 2, 3, 4]])
-    found = rank_correlations(a, b)
-    assert found[0] == pytest.approx(0.8)
-    assert np.isnan(found[1:]).all()
 
 
 def test_an_edge_map_does_not_change_when_the_weights_are_permuted(scene, monkeypatch):

@@ -226,8 +226,7 @@ def _index(model: Model, target: Any, width: int) -> int:
 
 def _encoded(inputs: Any, spec: InputSpec | None) -> tuple[torch.Tensor, Modality, tuple[str, ...]]:
     """Model inputs, their kind of data, and sample ids (row numbers) of whatever a caller gave."""
-    from tl_audit.modality.image import IMAGE
-    from tl_audit.modality.tabular import TABULAR
+    from tl_audit.modality import IMAGE, TABULAR, TENSOR
 
     if isinstance(inputs, torch.Tensor) and inputs.dtype != torch.uint8:
         tensor = inputs.detach()
@@ -240,7 +239,8 @@ def _encoded(inputs: Any, spec: InputSpec | None) -> tuple[torch.Tensor, Modalit
             )
         if not tensor.is_floating_point():
             raise DataError(f"inputs are {tensor.dtype}: expected floating-point model inputs, or uint8 pictures (N, H, W, 3)")
-        return tensor, TABULAR if columns else IMAGE, _ids(len(tensor))
+        kind: Modality = TENSOR if spec is None else TABULAR if columns else IMAGE
+        return tensor, kind, _ids(len(tensor))
     if hasattr(inputs, "iloc") and hasattr(inputs, "to_dict"):
         return _from_frame(inputs, spec)
     pictures = _pictures(inputs)
@@ -257,7 +257,7 @@ def _encoded(inputs: Any, spec: InputSpec | None) -> tuple[torch.Tensor, Modalit
 def _from_frame(frame: Any, spec: InputSpec | None) -> tuple[torch.Tensor, Modality, tuple[str, ...]]:  # Any: a pandas DataFrame
     import pandas as pd
 
-    from tl_audit.modality.tabular import TABULAR
+    from tl_audit.modality import TABULAR
 
     if isinstance(spec, TableEncoding):
         missing = [c for c in spec.columns if c not in frame.columns]

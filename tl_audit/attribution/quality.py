@@ -1,4 +1,4 @@
-"""How good maps are: removal curves, random maps of the same smoothness, likeness of two maps."""
+"""How good maps are: running a model on inputs with parts removed, and maps that know nothing, to compare with."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from tl_audit.attribution.base import Inputs
 from tl_audit.attribution.evaluation import evaluating
 from tl_audit.attribution.maps import PlayerValues
+from tl_audit.measures import attribution as measures
+from tl_audit.measures.attribution import curve_area
 from tl_audit.measures.sampling import generator
 from tl_audit.modality.base import Players
 from tl_audit.models.model import Model
@@ -47,18 +48,18 @@ class Curves(NamedTuple):
     @property
     def deletion_auc(self) -> FloatArray:
         """(N,) area under the curve of removing the most relevant first. 0 to 1, lower is better (Petsiuk 2018, arXiv:1806.07421)."""
-        return np.asarray(np.trapezoid(self.most_first, self.shares, axis=1))
+        return curve_area(self.most_first, self.shares)
 
     @property
     def insertion_auc(self) -> FloatArray:
         """(N,) area under the curve of putting the most relevant in first: removing the least relevant first, read backwards. Higher is better."""
-        return np.asarray(np.trapezoid(self.least_first, self.shares, axis=1))
+        return curve_area(self.least_first, self.shares)
 
     @property
     def road_combined(self) -> FloatArray:
         """(N,) mean over 20, 40, 60, 80 % removed of (least first - most first) / 2. -0.5 to 0.5, null 0 (Rong 2022, arXiv:2202.00449)."""
         at = [int(np.argmin(np.abs(self.shares - share))) for share in ROAD_SHARES]
-        return np.asarray(((self.least_first - self.most_first)[:, at] / 2).mean(axis=1))
+        return measures.road_combined(self.least_first[:, at], self.most_first[:, at])
 
 
 def relevance_orders(
@@ -132,21 +133,17 @@ def removal_curves(
 def random_maps(values: FloatArray, players: Players, *, draws: int, key: tuple[object, ...], ids: Sequence[str]) -> list[list[FloatArray]]:
     """``draws`` maps per sample that know nothing of the model and are as smooth as the given ones: (draws, N) of map arrays.
 
-    Images: the map's amplitude spectrum with random phases. Columns, which have no neighbours: the values in random order.
-    Blank maps give noise.
+    Those of ``measures.attribution``, drawn per sample from (key, id). Blank maps give noise.
     """
     out: list[list[FloatArray]] = [[] for _ in range(draws)]
     for i, row in enumerate(values):
         rng = generator(*key, ids[i])
-        usable = np.isfinite(row).all() and np.ptp(row) > 0
+        if np.isfinite(row).all() and np.ptp(row) > 0:
+            drawn = measures.random_maps(row[None], count=draws, seed=int(rng.integers(2**62)))[:, 0]
+        else:
+            drawn = rng.standard_normal((draws, *row.shape))
         for draw in range(draws):
-            if not usable:
-                out[draw].append(rng.standard_normal(row.shape))
-            elif players.shape == "image":
-                phases = np.angle(np.fft.fft2(rng.standard_normal(row.shape)))
-                out[draw].append(np.fft.ifft2(np.abs(np.fft.fft2(row - row.mean())) * np.exp(1j * phases)).real)
-            else:
-                out[draw].append(rng.permutation(row))
+            out[draw].append(drawn[draw])
     return out
 
 
@@ -162,25 +159,7 @@ def coarse(values: FloatArray, players: Players, *, side: int = 14) -> FloatArra
     size = np.abs(values)
     if players.shape == "columns":
         return size.reshape(len(size), -1)
-    goal = (min(side, size.shape[1]), min(side, size.shape[2]))
-    return torch.nn.functional.adaptive_avg_pool2d(torch.as_tensor(size), goal).flatten(1).numpy()
-
-
-def rank_correlations(first: FloatArray, second: FloatArray) -> FloatArray:
-    """(N,) Spearman correlation of each pair of rows, -1 to 1; NaN where a row is constant, not finite, or shorter than 3.
-
-    NaN only inside this package: callers leave such rows out and count them.
-    """
-    out = np.full(len(first), np.nan)
-    if first.shape[1] < 3:
-        return out
-    ok = np.isfinite(first).all(axis=1) & np.isfinite(second).all(axis=1)
-    ok &= (np.ptp(np.nan_to_num(first), axis=1) > 0) & (np.ptp(np.nan_to_num(second), axis=1) > 0)
-    if ok.any():
-        a, b = rankdata(first[ok], axis=1), rankdata(second[ok], axis=1)
-        a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
-        out[ok] = (a * b).sum(axis=1) / np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
-    return out
+    return measures.pooled(size, side=min(side, *size.shape[1:]))
 
 
 def _areas(players: Players, row: int) -> FloatArray:

@@ -19,7 +19,6 @@ from tl_audit.attribution.quality import (
     coarse,
     pooled_to_players,
     random_maps,
-    rank_correlations,
     relevance_orders,
     removal_curves,
 )
@@ -27,9 +26,8 @@ from tl_audit.attribution.randomise import randomised_copy
 from tl_audit.checks.base import Check, Context, check, exact, metric
 from tl_audit.errors import ModelError, NotEvaluated
 from tl_audit.evidence.base import Evidence
+from tl_audit.measures.attribution import over_rows, rank_correlation
 from tl_audit.measures.estimate import Estimate
-from tl_audit.measures.intervals import mean
-from tl_audit.measures.permutation import sign_flip_p
 from tl_audit.measures.sampling import priority
 from tl_audit.models.model import Model
 from tl_audit.records.exhibits import (
@@ -99,17 +97,18 @@ def _rows(evidence: Evidence, ids: Sequence[str]) -> NDArray[np.int64]:
 
 
 def _mean(
-    values: FloatArray, cluster: NDArray[np.object_] | None, *, bounds: tuple[float, float], null: float | None = None, test: bool = False,
-    seed: int = 0, nothing: str = "every map is blank",
-) -> Estimate:  # fmt: skip
-    """Mean of the finite values with its interval; with ``test`` the sign-flip p of mean 0."""
-    usable = np.isfinite(values)
-    if not usable.any():
+    values: FloatArray,
+    cluster: NDArray[np.object_] | None,
+    *,
+    bounds: tuple[float, float],
+    null: float | None = None,
+    seed: int = 0,
+    nothing: str = "every map is blank",
+) -> Estimate:
+    """Mean of the known values with its interval; with a ``null`` the sign-flip p as well."""
+    if not np.isfinite(values).any():
         return Estimate(None, 0, nothing, null=null)
-    mine = None if cluster is None else cluster[usable]
-    estimate = mean(values[usable], cluster=mine, bounds=bounds)
-    p = sign_flip_p(values[usable], cluster=mine, seed=seed) if test else None
-    return replace(estimate, null=null, p_value=p)
+    return over_rows(values, cluster=cluster, bounds=bounds, null=null, seed=seed)
 
 
 def _unavailable(names: Sequence[str], missing: Mapping[str, str]) -> list[Metric]:
@@ -178,12 +177,12 @@ def faithfulness(subject: Subject, evidence: Evidence, context: Context) -> Meas
         estimates = {
             "deletion_auc": (_mean(own.deletion_auc * keep, cluster, bounds=(0, 1)), "lower"),
             "insertion_auc": (_mean(own.insertion_auc * keep, cluster, bounds=(0, 1)), "higher"),
-            "road_combined": (_mean(own.road_combined * keep, cluster, bounds=(-0.5, 0.5), null=0.0, test=True, seed=seed), "higher"),
-            "faithfulness_gain": (_mean(gain, cluster, bounds=(-1, 1), null=0.0, test=True, seed=seed), "higher"),
+            "road_combined": (_mean(own.road_combined * keep, cluster, bounds=(-0.5, 0.5), null=0.0, seed=seed), "higher"),
+            "faithfulness_gain": (_mean(gain, cluster, bounds=(-1, 1), null=0.0, seed=seed), "higher"),
         }
         if edges is not None:
             over_edges = (own.road_combined - edges.road_combined) * keep
-            estimates["gain_over_edges"] = (_mean(over_edges, cluster, bounds=(-1, 1), null=0.0, test=True, seed=seed), "higher")
+            estimates["gain_over_edges"] = (_mean(over_edges, cluster, bounds=(-1, 1), null=0.0, seed=seed), "higher")
         for name, (estimate, better) in estimates.items():
             metrics.append(metric(name, estimate, rules=rules, better="lower" if better == "lower" else "higher", slice=where))
         exhibits.append(_removal_lines(method, own, randoms, ok, seed))
@@ -632,8 +631,8 @@ def parameter_randomisation(subject: Subject, evidence: Evidence, context: Conte
         cluster = _cluster(evidence, a.inputs.ids)
         where = {"method": method}
         nothing = "every map is blank, or too small to rank"
-        similar = _mean(measured.similarity, cluster, bounds=(-1, 1), null=measured.chance, nothing=nothing)
-        effect = _mean(measured.ceiling - measured.similarity, cluster, bounds=(-2, 2), null=0.0, test=True, seed=seed, nothing=nothing)
+        similar = replace(_mean(measured.similarity, cluster, bounds=(-1, 1), nothing=nothing), null=measured.chance)
+        effect = _mean(measured.ceiling - measured.similarity, cluster, bounds=(-2, 2), null=0.0, seed=seed, nothing=nothing)
         metrics.append(metric("randomised_similarity", similar, rules=rules, better="lower", slice=where))
         if explainer(method).stochastic:
             ceiling = _mean(measured.ceiling, cluster, bounds=(-1, 1), nothing=nothing)
@@ -709,20 +708,20 @@ def _randomisation(model: Model, copies: Sequence[Model], a: Attribution, contex
         again = _again(other, a, a.inputs, a.targets, seed=a.seed + 1 + draw, half=True)
         redrawn = again if draw == 0 else redrawn
         blank += int((again.blank & ~a.blank).sum())
-        rows.append(rank_correlations(own, np.where(again.blank[:, None], np.nan, coarse(again.values, players))))
+        rows.append(rank_correlation(own, np.where(again.blank[:, None], np.nan, coarse(again.values, players))))
     similarity = _mean_of_known(np.array(rows))
     if explainer(a.method).stochastic:
         other_seed = _again(model, a, a.inputs, a.targets, seed=a.seed + 1 + len(copies), half=True)
-        ceiling = rank_correlations(own, np.where(other_seed.blank[:, None], np.nan, coarse(other_seed.values, players)))
+        ceiling = rank_correlation(own, np.where(other_seed.blank[:, None], np.nan, coarse(other_seed.values, players)))
     else:
         ceiling = np.where(a.blank, np.nan, 1.0)
     edge_maps = a.inputs.modality.edges(a.inputs.tensor)
-    edges = None if edge_maps is None else rank_correlations(own, coarse(edge_maps, players))
+    edges = None if edge_maps is None else rank_correlation(own, coarse(edge_maps, players))
     chances = []
     for random in random_maps(a.values, players, draws=RANDOM_MAPS, key=(context.seed, "TLA703", a.method), ids=ids):
         shown = np.stack(random)
         shown = shown if a.signed else np.maximum(shown, 0.0)
-        chances.append(rank_correlations(own, coarse(shown, players)))
+        chances.append(rank_correlation(own, coarse(shown, players)))
     known = np.array(chances)[np.isfinite(np.array(chances))]
     return _Randomisation(similarity, ceiling, edges, float(known.mean()) if known.size else None, blank, redrawn)
 
