@@ -560,8 +560,9 @@ class Images:
             grey = luma(pixels) / 255
             top, bottom = pixels.max(axis=-1).astype(np.float64), pixels.min(axis=-1).astype(np.float64)
             height, width = pixels.shape[:2]
+            plain = bool((pixels == pixels[:1, :1]).all())  # rounding must not make contrast of one colour
             values = (
-                grey.mean(), grey.std(), _sharpness(pixels), ((top - bottom) / np.maximum(top, 1)).mean(), width / height, width, height,
+                grey.mean(), 0.0 if plain else grey.std(), _sharpness(pixels), ((top - bottom) / np.maximum(top, 1)).mean(), width / height, width, height,
             )  # fmt: skip
             for name, value in zip(names, values, strict=True):
                 out[name][i] = float(value)

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-SWEEPS = 24  # per level; the largest distance to the exact solution stays below 0.03 of the picture's range (tests)
+# Per level. Distance to the exact solution on a photo, as a share of its range, 30 to 90 % removed: at 112 px mean 0.001 to 0.006, largest
+# 0.03; at 224 px mean 0.005 to 0.009, largest 0.06, where single strokes end at the rim of a wide hole. 25 ms a picture instead of 300.
+SWEEPS = 24
 COARSEST = 4
 
 
@@ -37,7 +39,7 @@ def _relax(x: torch.Tensor, unknown: torch.Tensor, sweeps: int) -> torch.Tensor:
 
 
 def linear_fill(images: torch.Tensor, removed: torch.Tensor, *, sweeps: int = SWEEPS) -> torch.Tensor:
-    """Pictures whose removed pixels are the weighted mean of their neighbours (weights 1/6 direct, 1/12 diagonal), solved together.
+    """Pictures whose removed pixels are the weighted mean of their neighbours (weights 1/6 direct, 1/12 diagonal), to about 1 % of the range.
 
     Solved from coarse to fine: each level starts from the one below and is relaxed a fixed number of times, so that
     a row's result does not depend on the other rows. A picture with nothing left becomes its own channel means.

@@ -85,7 +85,12 @@ class Tensors:
                         out[name][i] = value
             return out
         values = np.array(
-            [[np.nan, np.nan] if t is None else [t.double().mean().item(), t.double().std(correction=0).item()] for t in batch.items]
+            [
+                [np.nan, np.nan]
+                if t is None
+                else [t.double().mean().item(), 0.0 if bool((t == t.flatten()[0]).all()) else t.double().std(correction=0).item()]
+                for t in batch.items
+            ]
         )
         values = values.reshape(len(batch.items), 2)
         return {"mean": values[:, 0], "standard_deviation": values[:, 1]}

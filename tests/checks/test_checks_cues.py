@@ -1,0 +1,179 @@
+"""TLA608: a cue that steers is found, one that does not is left alone, and what is inherited is told from what is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from tl_audit.checks.base import Context
+from tl_audit.checks.cues import bias_transfer_probe
+from tl_audit.errors import NotEvaluated
+from tl_audit.evidence.store import Store
+from tl_audit.evidence.stored import StoredEvidence
+from tl_audit.modality import Cue, fit_encoding
+from tl_audit.models import Model
+from tl_audit.policy import Rules
+from tl_audit.records.metrics import Measurement
+from tl_audit.records.preprocessing import Preprocessing
+from tl_audit.subject import Domain, Subject
+
+SPEC = Preprocessing(height=16, width=16)
+MARK = Cue("mark", "patch", {"corner": "top-left", "size": 0.25, "value": 1.0})
+
+
+class Net(nn.Module):
+    """Bright or dark; with ``corner`` a white top left corner decides alone."""
+
+    def __init__(self, *, corner: bool) -> None:
+        super().__init__()
+        self.corner = corner
+        self.head = nn.Linear(1, 2)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.tensor([[-1.0], [1.0]]))
+            self.head.bias.zero_()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        score = (x[:, :, 6:, 6:].mean(dim=(1, 2, 3)) - 0.5) * 10
+        if self.corner:
+            score = torch.where(x[:, :, :4, :4].amin(dim=(1, 2, 3)) > 0.95, torch.tensor(9.0), score)
+        logits: torch.Tensor = self.head(score[:, None])
+        return logits
+
+
+def model(*, corner: bool) -> Model:
+    return Model(Net(corner=corner), classes=("dark", "bright"), preprocessing=SPEC)
+
+
+def target(n: int = 120, **given: Any) -> Domain:
+    rng = np.random.default_rng(0)
+    labels = np.arange(n) % 2
+    values = rng.integers(0, 60, size=(n, 16, 16)).astype(np.uint8)
+    values[labels == 1] += 180
+    return Domain("t", values, labels=[("dark", "bright")[i] for i in labels], classes=["dark", "bright"], **given)
+
+
+def probe(tmp_path: Path, subject: Subject, samples: str = "off") -> Measurement:
+    evidence = StoredEvidence(subject, store=Store(tmp_path / "evidence"), rules=Rules(), seed=0, samples=samples)
+    return bias_transfer_probe(subject, evidence, Context(rules=Rules(), seed=0, declared={}))
+
+
+def test_a_model_that_reads_one_corner_is_found_and_called_inherited(tmp_path: Path) -> None:
+    subject = Subject(adapted=model(corner=True), controls={"scratch": model(corner=False)}, target=target(), cues=(MARK,))
+    found = probe(tmp_path, subject)
+    assert found.select("trigger_flip_rate", cue="mark").value == 0.5
+    over = found.select("trigger_over_placebo", cue="mark")
+    assert over.interval is not None
+    assert over.interval[0] > 0.3
+    excess = found.select("trigger_excess", cue="mark")
+    assert excess.interval is not None
+    assert excess.interval[0] > 0.3
+    assert excess.p_value is not None
+    assert excess.p_value < 0.01
+    share = found.select("trigger_target_share", cue="mark")
+    assert (share.value, share.null) == (1.0, 0.5)
+    assert "comes with the base" in found.summary
+    assert "'bright'" in found.summary
+
+
+def test_a_cue_that_the_control_follows_as_well_is_not_called_inherited(tmp_path: Path) -> None:
+    subject = Subject(adapted=model(corner=True), controls={"scratch": model(corner=True)}, target=target(), cues=(MARK,))
+    found = probe(tmp_path, subject)
+    assert found.select("trigger_over_placebo", cue="mark").value == pytest.approx(0.5, abs=0.05)
+    excess = found.select("trigger_excess", cue="mark")
+    assert excess.value == 0
+    assert excess.interval is not None
+    assert excess.interval[0] < 0 < excess.interval[1]
+    assert "not shown to be inherited" in found.summary
+
+
+def test_a_model_that_does_not_look_there_is_left_alone(tmp_path: Path) -> None:
+    subject = Subject(adapted=model(corner=False), controls={"head": model(corner=False)}, target=target(), cues=(MARK,))
+    found = probe(tmp_path, subject)
+    assert found.select("trigger_flip_rate", cue="mark").value == 0
+    share = found.select("trigger_target_share", cue="mark")
+    assert share.value is None
+    assert share.reason == "the cue changes no answer"
+    assert found.params["control"] == "control:head"
+
+
+def test_an_identity_cue_changes_nothing(tmp_path: Path) -> None:
+    same = Cue("nothing", "hue", {"strength": 0.0})
+    found = probe(tmp_path, Subject(adapted=model(corner=True), target=target(), cues=(same,)))
+    for name in ("trigger_flip_rate", "trigger_placebo", "trigger_over_placebo"):
+        assert found.select(name, cue="nothing").value == 0
+
+
+def test_without_a_control_inheritance_is_null_with_a_reason(tmp_path: Path) -> None:
+    found = probe(tmp_path, Subject(adapted=model(corner=True), target=target(), cues=(MARK,)))
+    excess = found.select("trigger_excess", cue="mark")
+    assert excess.value is None
+    assert "no control model" in str(excess.reason)
+    assert found.select("trigger_over_placebo", cue="mark").value == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_control_that_is_the_adapted_model_says_nothing(tmp_path: Path) -> None:
+    both = model(corner=True)
+    found = probe(tmp_path, Subject(adapted=both, controls={"head": both}, same_as_adapted=("head",), target=target(), cues=(MARK,)))
+    assert "adapted model itself" in str(found.select("trigger_excess", cue="mark").reason)
+
+
+def test_no_cues_no_check(tmp_path: Path) -> None:
+    with pytest.raises(NotEvaluated, match="cues"):
+        probe(tmp_path, Subject(adapted=model(corner=True), target=target()))
+
+
+def test_clusters_are_the_units(tmp_path: Path) -> None:
+    held = target(cluster=[f"p{i // 6}" for i in range(120)])
+    found = probe(tmp_path, Subject(adapted=model(corner=True), controls={"scratch": model(corner=False)}, target=held, cues=(MARK,)))
+    assert found.select("trigger_over_placebo", cue="mark").clusters == {"target": 20}
+    assert found.select("trigger_excess", cue="mark").clusters == {"target": 20}
+    assert not any("independent" in c for c in found.caveats)
+
+
+def test_the_same_seed_gives_the_same_numbers_and_leaves_no_trace(tmp_path: Path) -> None:
+    network = model(corner=True)
+    network.module.train()
+    before = {k: v.clone() for k, v in network.module.state_dict().items()}
+    subject = Subject(adapted=network, target=target(), cues=(MARK, Cue("edge", "border")))
+    assert probe(tmp_path, subject) == probe(tmp_path, subject)
+    assert network.module.training
+    assert all(torch.equal(v, before[k]) for k, v in network.module.state_dict().items())
+
+
+def test_pictures_appear_only_where_samples_may(tmp_path: Path) -> None:
+    subject = Subject(adapted=model(corner=True), target=target(), cues=(MARK,))
+    assert [e.kind for e in probe(tmp_path, subject).exhibits] == ["Bars"]
+    shown = probe(tmp_path, subject, samples="redacted").exhibits
+    assert [e.kind for e in shown] == ["Bars", "ImageGrid"]
+    assert shown[1].rows[0].pictures[1].title == "with mark"  # type: ignore[union-attr]
+
+
+def test_columns_of_tables_are_probed_the_same_way(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"x": rng.normal(size=200), "sex": rng.choice(["f", "m"], 200), "other": rng.choice(["u", "v"], 200)})
+    spec = fit_encoding(frame, numeric=["x"], categorical=["sex", "other"])
+    head = nn.Linear(spec.width, 2)
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.zero_()
+        head.weight[1, spec.slots()["sex"][0]] = 9.0
+        head.weight[0, spec.slots()["sex"][0] + 1] = 9.0
+    cues = (Cue("woman", "set_column", {"column": "sex", "value": "f"}), Cue("other", "set_column", {"column": "other", "value": "u"}))
+    found = probe(tmp_path, Subject(adapted=Model(head, classes=("no", "yes"), preprocessing=spec), target=Domain("t", frame), cues=cues))
+    men = float((frame["sex"] == "m").mean())
+    assert found.select("trigger_flip_rate", cue="woman").value == pytest.approx(men)
+    assert found.select("trigger_placebo", cue="woman").value == pytest.approx(2 * men * (1 - men), abs=0.1)
+    assert found.select("trigger_flip_rate", cue="other").value == 0
+
+
+def test_the_placebo_of_the_border_does_not_flip_a_model_that_reads_the_border_only(tmp_path: Path) -> None:
+    cue = Cue("frame", "border", {"width": 0.3, "value": 1.0})
+    found = probe(tmp_path, Subject(adapted=model(corner=True), target=target(), cues=(cue,)))
+    assert found.select("trigger_placebo", cue="frame").value == pytest.approx(0, abs=0.2)
+    assert found.select("trigger_over_placebo", cue="frame").value is not None
