@@ -137,8 +137,8 @@ def domain_scores(
     features = np.concatenate([x, y])
     centre = features[training].mean(axis=0)
     scale = features[training].std(axis=0)
-    scale[scale <= 1e-12 * np.maximum(1.0, np.abs(centre))] = np.inf  # a constant feature tells nothing, also in the other half
-    features = (features - centre) / scale
+    varies = scale > 1e-12 * np.maximum(1.0, np.abs(centre))  # a feature that is constant in training tells nothing
+    features = (features[:, varies] - centre[varies]) / scale[varies]
     scores = _logistic_scores(features[training], second[training], features[~training])
     return DomainScores(np.flatnonzero(~training), second[~training], scores, None)
 
@@ -710,6 +710,9 @@ def _kernel(features: FloatArray) -> tuple[FloatArray | None, float]:
 
 
 def _logistic_scores(train: FloatArray, second: BoolArray, held: FloatArray) -> FloatArray:
+    import warnings
+
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     if train.shape[1] > train.shape[0]:
@@ -720,7 +723,10 @@ def _logistic_scores(train: FloatArray, second: BoolArray, held: FloatArray) -> 
     if train.shape[1] == 0:
         return np.zeros(held.shape[0])
     model = LogisticRegression(C=1.0, class_weight="balanced", solver="newton-cholesky", max_iter=200)
-    model.fit(train, second)
+    with warnings.catch_warnings():
+        # near the optimum the solver may fall back on another one and say so; any fixed scores keep the held-out test exact
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(train, second)
     return np.asarray(model.decision_function(held), dtype=np.float64)
 
 
