@@ -30,7 +30,7 @@ from tl_audit.records.findings import AuditResult, DomainCard, Finding, LimitOut
 from tl_audit.records.metrics import Measurement, Metric
 
 
-def png(side: int = 64, *, phase: float = 0.0, hot: bool = False) -> str:
+def png(side: int = 24, *, phase: float = 0.0, hot: bool = False) -> str:
     """A small smooth picture as base64 PNG, the same bytes on every machine with one zlib level."""
     rows = []
     for y in range(side):
@@ -38,7 +38,9 @@ def png(side: int = 64, *, phase: float = 0.0, hot: bool = False) -> str:
         for x in range(side):
             d = math.hypot(x - side * (0.4 + 0.2 * math.sin(phase)), y - side * 0.5) / side
             v = max(0.0, 1.0 - 2.2 * d)
-            row += bytes((int(255 * v), int(220 * v), int(70 + 30 * v)) if hot else (int(120 + 90 * v), int(150 + 60 * v), int(90 + 40 * v)))
+            row += bytes(
+                (int(255 * v), int(220 * v), int(70 + 30 * v)) if hot else (int(120 + 90 * v), int(150 + 60 * v), int(90 + 40 * v))
+            )
         rows.append(bytes(row))
 
     def chunk(kind: bytes, data: bytes) -> bytes:
@@ -46,7 +48,12 @@ def png(side: int = 64, *, phase: float = 0.0, hot: bool = False) -> str:
 
     # Stored, not compressed: the bytes then depend on no zlib version.
     body = zlib.compress(b"".join(rows), 0)
-    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    data = (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+        + chunk(b"IDAT", body)
+        + chunk(b"IEND", b"")
+    )
     return base64.b64encode(data).decode()
 
 
@@ -162,7 +169,12 @@ def confusion() -> Heatmap:
 
 def agreement() -> Heatmap:
     names = ("grad_cam", "integrated_gradients", "kernel_shap", "lime")
-    values: tuple[tuple[float | None, ...], ...] = ((1.0, 0.31, 0.44, 0.38), (0.31, 1.0, 0.12, None), (0.44, 0.12, 1.0, 0.71), (0.38, None, 0.71, 1.0))
+    values: tuple[tuple[float | None, ...], ...] = (
+        (1.0, 0.31, 0.44, 0.38),
+        (0.31, 1.0, 0.12, None),
+        (0.44, 0.12, 1.0, 0.71),
+        (0.38, None, 0.71, 1.0),
+    )
     return Heatmap(
         id="agreement", title="LIME and kernel SHAP agree; integrated gradients stand apart", how_to_read="Blue is disagreement, orange agreement, white none. A star marks a broken limit.",
         alt="The largest agreement is 0.71.", caption="Mean rank correlation over 64 samples.", row_label="method", column_label="method", rows=names, columns=names, values=values,
@@ -208,10 +220,10 @@ def gallery() -> ImageGrid:
             GridRow(
                 id=f"a3f0c1{i:02d}", facts=(("true", true), ("base", "ant"), ("adapted", predicted), ("chosen", "worst error" if true != predicted else "at random")),
                 pictures=(
-                    Picture(title="input", alt=f"photograph of a {true}", png=png(phase=i), width=64, height=64),
-                    Picture(title="grad_cam, base", alt="map over the wing", png=png(phase=i + 1, hot=True), width=64, height=64, method="grad_cam", stamp=good),
-                    Picture(title="grad_cam, adapted", alt="map over the body", png=png(phase=i + 2, hot=True), width=64, height=64, method="grad_cam", stamp=good),
-                    Picture(title="lime, adapted", alt="map over the background", png=png(phase=i + 3, hot=True), width=64, height=64, method="lime", stamp=bad),
+                    Picture(title="input", alt=f"photograph of a {true}", png=png(phase=i), width=24, height=24),
+                    Picture(title="grad_cam, base", alt="map over the wing", png=png(phase=i + 1, hot=True), width=24, height=24, method="grad_cam", stamp=good),
+                    Picture(title="grad_cam, adapted", alt="map over the body", png=png(phase=i + 2, hot=True), width=24, height=24, method="grad_cam", stamp=good),
+                    Picture(title="lime, adapted", alt="map over the background", png=png(phase=i + 3, hot=True), width=24, height=24, method="lime", stamp=bad),
                     Picture(title="integrated_gradients", alt="no map", png=None, note="no signal", method="integrated_gradients"),
                 ),
             )
@@ -222,11 +234,14 @@ def gallery() -> ImageGrid:
     )  # fmt: skip
 
 
+NEVER = (("never seen", 0, None, None, 0.0),)
+
+
 def worst_table() -> Table:
     return Table(
         id="worst-classes", title="Recall and precision of each class", how_to_read="Every class has its own n; intervals are in the columns beside.", alt="Wasp has the lowest recall, 0.80.",
         caption="n = 418, Wilson intervals.", columns=(Column(name="class"), Column(name="n", format="count"), Column(name="recall", format="number"), Column(name="95 % CI"), Column(name="share", format="share")),
-        rows=tuple((f"class {i:02d}" if i > 3 else ("ant", "bee", "wasp", "hornet")[i], 1100 - 40 * i, 0.94 - 0.01 * i, "0.88–0.97", 0.25 / (i + 1)) for i in range(20)) + (("never seen", 0, None, None, 0.0),),
+        rows=tuple((f"class {i:02d}" if i > 3 else ("ant", "bee", "wasp", "hornet")[i], 1100 - 40 * i, 0.94 - 0.01 * i, "0.88–0.97", 0.25 / (i + 1)) for i in range(20)) + NEVER,
     )  # fmt: skip
 
 
@@ -363,7 +378,9 @@ def findings() -> tuple[Finding, ...]:
 def golden() -> AuditResult:
     """The golden record."""
     found = findings()
-    counts = {s: sum(f.status == s for f in found) for s in ("pass", "warn", "fail", "inconclusive", "review", "info", "not_evaluated", "error")}
+    counts = {
+        s: sum(f.status == s for f in found) for s in ("pass", "warn", "fail", "inconclusive", "review", "info", "not_evaluated", "error")
+    }
     return AuditResult(
         title="Leaf insects, site B: adapted classifier, release 2", created="2026-11-21T10:00:00Z", tool={"name": "tl-audit", "version": "0.1.0"},
         outcome=Outcome(
@@ -373,7 +390,7 @@ def golden() -> AuditResult:
         subject=SubjectCard(
             adapted=ModelCard(key="adapted", name="insects-b", arch="torchvision:squeezenet1_1", sha256="3f" * 32, hash_of="file", file_format="safetensors", parameters=1_235_496, trainable=513_000, classes=("ant", "bee", "wasp", "hornet")),
             base=ModelCard(key="base", name="squeezenet1_1 (ImageNet)", arch="torchvision:squeezenet1_1", sha256="b8" * 32, hash_of="file", file_format="pickle", parameters=1_235_496, trainable=0),
-            source=DomainCard(role="source", name="ImageNet mini", kind="image", n=900, sha256="aa" * 32, labelled=False, clusters=40), 
+            source=DomainCard(role="source", name="ImageNet mini", kind="image", n=900, sha256="aa" * 32, labelled=False, clusters=40),
             target=DomainCard(role="target", name="site B, season 2026", kind="image", n=418, sha256="bb" * 32, classes=("ant", "bee", "wasp", "hornet"), class_counts={"ant": 102, "bee": 111, "wasp": 110, "hornet": 95}, clusters=22, groups={"site": {"north": 204, "south": 118, "east": 88, "coast": "< 10"}}, unreadable=2),
             train=DomainCard(role="train", name="site B, season 2025", kind="image", n=1600, sha256="cc" * 32, classes=("ant", "bee", "wasp", "hornet")),
             adaptation={

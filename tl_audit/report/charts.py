@@ -63,6 +63,7 @@ class Drawing:
         self, x: float, y: float, text: str, cls: str = "t", *, anchor: Anchor = "start", most: float | None = None, bold: bool = False
     ) -> None:
         """Text at a baseline; longer than ``most`` units it is cut, and the whole text becomes its title."""
+        text = visible(text)
         shown, inner = text, ""
         if most is not None and _width(text) > most:
             shown = shorten(text, max(4, int(most / 6.4)))

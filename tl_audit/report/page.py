@@ -15,7 +15,7 @@ from tl_audit.records.exhibits import Exhibit, Heatmap, ImageGrid, Ladder, Lines
 from tl_audit.records.findings import SEVERITIES, STATUSES, WORST_FIRST, AuditResult, DomainCard, Finding, LimitOutcome, ModelCard
 from tl_audit.records.metrics import Metric
 from tl_audit.report import charts, declared, numbers
-from tl_audit.report.text import shorten
+from tl_audit.report.text import shorten, visible
 
 __all__ = [
     "ROWS_SHOWN",
@@ -100,7 +100,12 @@ class Cell:
     @property
     def long_word(self) -> bool:
         """Whether a word is so long that the table may break it anywhere."""
-        return len(self.text) > 28 and any(len(word) > 28 for word in self.text.replace("_", " ").split())
+        return len(self.text) > 4 and any(len(word) > 28 for word in visible(self.text).replace("_", " ").split())
+
+    @property
+    def length(self) -> int:
+        """Characters as shown."""
+        return len(visible(self.text))
 
 
 @dataclass(frozen=True)
@@ -897,7 +902,7 @@ def _grids(result: AuditResult, findings: Sequence[FindingView], ids: Counters) 
             ids, "Data sets", ["Role", "Name", "Kind", "n", "Clusters", "Labels", "Unreadable", "SHA-256"],
             [_domain_cells(d) for d in domains], numeric=[False, False, False, True, True, False, True, False],
         )  # fmt: skip
-    groups = [
+    groups: list[list[Cell | str]] = [
         [Cell(d.role), Cell(column, declared=True), Cell(value, declared=True), n if isinstance(n, str) else numbers.count(n)]
         for d in domains
         for column, values in d.groups.items()

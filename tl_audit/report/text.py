@@ -36,7 +36,7 @@ def visible(text: str) -> str:
 
 def shorten(text: str, most: int) -> str:
     """The text on one line, cut at a word end where there is one near, with an ellipsis where it was cut."""
-    flat = " ".join(text.split())
+    flat = " ".join(visible(text).split())
     if len(flat) <= most:
         return flat
     cut = flat[: most - 1]
