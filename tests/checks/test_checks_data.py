@@ -220,6 +220,22 @@ def test_rows_that_hold_infinity_are_inputs_not_outputs(tmp_path: Path) -> None:
     assert found.select("excluded_share", domain="target").value == pytest.approx(0.05)
 
 
+def test_what_the_reader_and_the_encoding_guessed_is_said(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"x": np.arange(30.0), "c": ["u", "v"] * 15})
+    model = Model(
+        nn.Linear(5, 2),
+        classes=("a", "b"),
+        preprocessing=fit_encoding(frame.assign(ca=1.0).assign(c="u"), numeric=["x", "ca"], categorical=["c"]),
+    )
+    assert model.preprocessing is not None
+    model = Model(nn.Linear(model.preprocessing.width, 2), classes=("a", "b"), preprocessing=model.preprocessing)  # type: ignore[union-attr]
+    found = audit(corrupt_inputs, Subject(adapted=model, target=Domain("t", frame)), tmp_path)
+    said = " ".join(found.caveats)
+    assert "column roles were inferred" in said
+    assert "'ca' of the encoding is not in the table" in said
+    assert "never saw (v) in 15 rows" in said
+
+
 def test_sound_data_leave_nothing_out(tmp_path: Path) -> None:
     found = audit(corrupt_inputs, subject(source=domain(seed=2)), tmp_path)
     assert all(m.value == 0 for m in found.metrics)

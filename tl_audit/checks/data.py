@@ -509,8 +509,9 @@ def corrupt_inputs(subject: Subject, evidence: Evidence, context: Context) -> Me
         domain = subject.domain(role)
         for name, why in () if domain is None else domain.skipped[:MOST_LISTED]:
             listed.append((role, short_id(None, name), why))
-        for note in () if domain is None else domain.notes:
-            caveats.append(f"{domain.name if domain is not None else role}: {note}.")
+        if domain is not None:
+            spec_notes = domain.samples.modality.spec_notes(domain.samples, subject.adapted.preprocessing)
+            caveats += [f"{domain.name} ({role}): {note}." for note in (*domain.notes, *spec_notes)]
     summary = f"Left out: {'; '.join(parts)}."
     exhibits: list[Bars | Table] = [
         Bars(
