@@ -235,3 +235,61 @@ def test_memory_grows_with_the_batch_and_not_with_the_data(tmp_path: Path) -> No
         assert peak < 0.6 * evidence_bytes, peak
         outputs = sum(p.stat().st_size for p in tmp_path.glob("outputs/*/*.npy"))
         assert outputs > evidence_bytes
+
+
+def test_the_kth_failing_write_never_leaves_evidence_that_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = np.array(collect(tiny()).logits("adapted", "target"))
+    plain = os.fsync
+    for k in range(1, 200):
+        folder = tmp_path / str(k)
+        left = [k]
+
+        def fails(handle: int, left: list[int] = left) -> None:
+            left[0] -= 1
+            if left[0] == 0:
+                raise OSError(28, "No space left on device")
+            plain(handle)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", fails)
+            try:
+                with Store(folder) as store:
+                    collect(tiny(), store=store).prefetch()
+                succeeded = True
+            except DataError:
+                succeeded = False
+        with Store(folder) as store:
+            evidence = collect(tiny(), store=store)
+            np.testing.assert_array_equal(evidence.logits("adapted", "target"), expected)
+            assert evidence.usable("adapted", "target").all()
+        if succeeded and left[0] > 0:
+            break
+    assert 5 < k < 199
+
+
+def test_a_process_that_was_killed_outright_loses_no_finished_block(tmp_path: Path) -> None:
+    code = f"""
+import os, signal
+from pathlib import Path
+from tests.evidence.tiny import domain, tiny
+from tl_audit.evidence import Store, collect
+subject = tiny(target=domain("T", 1000))
+plain, seen = subject.adapted.module.forward, []
+def forward(x):
+    seen.append(1)
+    if len(seen) == 9:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return plain(x)
+subject.adapted.module.forward = forward
+collect(subject, store=Store(Path({str(tmp_path)!r}))).prefetch()
+"""
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", code], check=False, cwd=root, capture_output=True, text=True)
+    assert done.returncode == -9, done.stderr[-500:]
+    target = domain("T", 1000)
+    subject = tiny(target=target)
+    with Store(tmp_path) as store:
+        evidence = collect(subject, store=store)
+        np.testing.assert_array_equal(evidence.logits("adapted", "target"), collect(tiny(target=target)).logits("adapted", "target"))
+        assert any("taken over" in note for note in store.notes)
+    assert 0 < sum(subject.adapted.module._rows) <= 1000 - block_size(1000)
