@@ -128,6 +128,15 @@ def test_no_cues_no_check(tmp_path: Path) -> None:
         probe(tmp_path, Subject(adapted=model(corner=True), target=target()))
 
 
+def test_a_cue_outside_the_crop_is_said_to_be_cut_off(tmp_path: Path) -> None:
+    cropped = Model(Net(corner=True), classes=("dark", "bright"), preprocessing=Preprocessing(height=8, width=8, resize=16, crop="center"))
+    found = probe(tmp_path, Subject(adapted=cropped, target=target(), cues=(MARK,)))
+    assert found.select("trigger_flip_rate", cue="mark").value == 0
+    assert any("leaves 120 of 120 model inputs as they were" in c for c in found.caveats)
+    seen = probe(tmp_path, Subject(adapted=model(corner=True), target=target(), cues=(MARK,)))
+    assert not any("as they were" in c for c in seen.caveats)
+
+
 def test_clusters_are_the_units(tmp_path: Path) -> None:
     held = target(cluster=[f"p{i // 6}" for i in range(120)])
     found = probe(tmp_path, Subject(adapted=model(corner=True), controls={"scratch": model(corner=False)}, target=held, cues=(MARK,)))

@@ -35,6 +35,8 @@ class Answers:
     clean: NDArray[np.int64]
     cue: dict[str, NDArray[np.int64]]
     placebo: dict[str, NDArray[np.int64]]
+    unmoved: dict[str, int]
+    "rows whose model input is the same with the cue: it lies outside the crop, or the column holds the value already"
 
     @property
     def finite(self) -> NDArray[np.bool_]:
@@ -84,6 +86,11 @@ def bias_transfer_probe(subject: Subject, evidence: Evidence, context: Context) 
         caveats.append(INDEPENDENT)
     if control is None:
         caveats.append(kind)
+    for name, unmoved in answers["adapted"].unmoved.items():
+        if unmoved:
+            caveats.append(
+                f"Cue {name!r} leaves {unmoved} of {rows.size} model inputs as they were (already there, or cut off by the preprocessing)."
+            )
     metrics: list[Metric] = []
     bars: list[Bar] = []
     said = []
@@ -151,7 +158,10 @@ def _probe(
     modality = target.samples.modality
     n = rows.size
     answers = {
-        key: Answers(np.full(n, -1), {c.name: np.full(n, -1) for c in cues}, {c.name: np.full(n, -1) for c in cues}) for key in models
+        key: Answers(
+            np.full(n, -1), {c.name: np.full(n, -1) for c in cues}, {c.name: np.full(n, -1) for c in cues}, {c.name: 0 for c in cues}
+        )
+        for key in models
     }
     # mixed, so that a permuted column draws from the whole domain even where rows are sorted by class
     order = generator(context.seed, CODE, "order").permutation(n)
@@ -165,11 +175,14 @@ def _probe(
         for cue in cues:
             versions.append((modality.apply_cue(raw, cue, placebo=False, key=(context.seed, CODE)), "cue", cue.name))
             versions.append((modality.apply_cue(raw, cue, placebo=True, key=(context.seed, CODE)), "placebo", cue.name))
-        for batch, form, name in versions:
-            for key, model in models.items():
-                given = _predict(model, modality.encode(batch, model.preprocessing))
+        for key, model in models.items():
+            plain = modality.encode(raw, model.preprocessing)
+            for batch, form, name in versions:
+                inputs = modality.encode(batch, model.preprocessing)
                 into = answers[key].clean if form == "clean" else getattr(answers[key], form)[name]
-                into[held] = given
+                into[held] = _predict(model, inputs)
+                if form == "cue" and len(inputs):
+                    answers[key].unmoved[name] += int((inputs == plain).flatten(1).all(dim=1).sum())
         done += part.size
         context.progress(CODE, done, n)
     return answers
