@@ -146,7 +146,9 @@ def gap_to_the_rest(subject: Subject, evidence: Evidence, context: Context) -> M
     for column, values in columns.items():
         for name in GAPS if positive is not None else ("accuracy",):
             found = fairness.group_gaps(values, rows.truth, rows.predicted, metric=name, positive=positive, cluster=rows.cluster, seed=seed)
-            gaps = {g.group: g for g in found}
+            # the group that is served worst comes first, in the record and so in the sentence about it
+            harm = 1.0 if name == "fpr" else -1.0
+            gaps = {g.group: g for g in sorted(found, key=lambda g: (g.gap.value is None, -harm * (g.gap.value or 0.0)))}
             dots = []
             for group, both in gaps.items():
                 gap = both.gap
