@@ -484,7 +484,7 @@ def _reason_of_pass(rows: Sequence[Judged]) -> str:
 
 def _detectable(row: Judged) -> str:
     digits = 3 if row.metric.value is None else decimals_for(row.metric.value, row.interval)
-    return amount(row.detectable, digits)
+    return amount(row.detectable, max(2, digits))
 
 
 def _weight(row: Judged) -> tuple[int, int, float]:
