@@ -507,7 +507,7 @@ def _encoding(path: Path) -> Any:  # Any: TableEncoding
 def _inherited(run: Any) -> dict[str, Any]:  # Any: finetune.LoadedRun
     """Reader options that the run's plan gives for its table, used where a domain of audit.toml says nothing else."""
     data = run.plan.data
-    names = ("label", "numeric", "categorical", "id", "label_map", "na_values")
+    names = ("label", "numeric", "categorical", "drop", "id", "label_map", "na_values")
     options = {name: getattr(data, name) for name in names if getattr(data, name, None) is not None}
     positive = getattr(run.plan, "positive", None)
     return {**options, **({} if positive is None else {"positive": positive})}
@@ -552,6 +552,8 @@ def _fitting(path: Path, inherited: Mapping[str, Any]) -> tuple[dict[str, Any], 
         if name in options:
             absent += [c for c in options[name] if c not in columns]
             options[name] = [c for c in options[name] if c in columns]
+    if "drop" in options:  # what the run left out is left out here too, or equal rows would differ in content (TLA201)
+        options["drop"] = [c for c in options["drop"] if c in columns]
     for name in ("label", "id"):
         if options.get(name) not in (None, *columns):
             del options[name]
