@@ -280,7 +280,7 @@ class OutputTable:
                     file.seek(offset + where.start * row_bytes)
                     file.write(data)
                     file.flush()
-                    os.fsync(file.fileno())
+                    self._sync(file.fileno())
             except OSError as error:
                 raise _no_room(path, len(data), error) from error
             hashes[name] = _sha(data)
@@ -289,11 +289,16 @@ class OutputTable:
             with open(self._folder / "journal", "ab") as journal:
                 journal.write(line.encode("ascii"))
                 journal.flush()
-                os.fsync(journal.fileno())
+                self._sync(journal.fileno())
         except OSError as error:
             raise _no_room(self._folder / "journal", len(line), error) from error
         self._done[block] = (content, hashes)
         self._verified.add(block)
+
+    def _sync(self, handle: int) -> None:
+        # a temporary folder has no later run that could rely on it
+        if not self._store.temporary:
+            os.fsync(handle)
 
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Write the manifest, last. Refuses when rows are missing."""
@@ -337,8 +342,8 @@ class OutputTable:
 
 
 def block_size(rows: int) -> int:
-    """Rows per block of a domain with this many rows: about 128 blocks, between LEAST_BLOCK and MOST_BLOCK rows each."""
-    return min(MOST_BLOCK, max(LEAST_BLOCK, -(-rows // 128)))
+    """Rows per block of a domain with this many rows: about 64 blocks, between LEAST_BLOCK and MOST_BLOCK rows each."""
+    return min(MOST_BLOCK, max(LEAST_BLOCK, -(-rows // 64)))
 
 
 def block_count(rows: int) -> int:
