@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -45,6 +45,12 @@ class Evaluator:
         """Rows on the model's device and in its floating-point type."""
         x = x.detach().to(self.device)
         return x.to(self.dtype) if self.dtype is not None and x.is_floating_point() else x
+
+    def moved(self, inputs: Inputs) -> Inputs:
+        """The same inputs on the model's device, so that perturbing them does not cross over for every batch."""
+        players = replace(inputs.players, assignment=inputs.players.assignment.to(self.device))
+        background = None if inputs.background is None else inputs.background.to(self.device)
+        return replace(inputs, tensor=inputs.tensor.detach().to(self.device), players=players, background=background)
 
     def logits(self, x: torch.Tensor, quantity: Quantity = "logit") -> torch.Tensor:
         """(B, C) what is explained, differentiable, from prepared rows.
@@ -107,10 +113,11 @@ class Evaluator:
             flags[at : at + len(k), : k.shape[1]] = k
             at += len(k)
         drawn = None if draws is None else np.concatenate(list(draws))
+        inputs, filler = self.moved(inputs), reference.rows.to(self.device)
         out = np.empty(len(sample))
         for i in range(0, len(sample), self.batch_size):
             rows = sample[i : i + self.batch_size]
-            fill = reference.rows[rows if drawn is None else drawn[i : i + self.batch_size]]
+            fill = filler[torch.as_tensor(rows if drawn is None else drawn[i : i + self.batch_size], device=self.device)]
             x = compose(inputs, rows, flags[i : i + self.batch_size], fill)
             out[i : i + len(rows)] = self.scores(x, targets[rows], quantity)
         return np.split(out, np.cumsum([len(k) for k in keep])[:-1])
@@ -153,9 +160,8 @@ def broadcast_baseline(inputs: Inputs, baseline: torch.Tensor) -> torch.Tensor:
 
 def compose(inputs: Inputs, rows: NDArray[np.int64], keep: NDArray[np.bool_], fill: torch.Tensor) -> torch.Tensor:
     """Inputs ``rows`` with the players that are not kept taken from ``fill`` (same shape)."""
-    index = torch.as_tensor(rows)
-    x = inputs.tensor[index].detach()
-    assignment = inputs.players.assignment[index].to(x.device)
+    x = inputs.tensor[torch.as_tensor(rows, device=inputs.tensor.device)].detach()
+    assignment = inputs.players.assignment[torch.as_tensor(rows, device=inputs.players.assignment.device)].to(x.device)
     kept = torch.as_tensor(keep, device=x.device).gather(1, assignment.reshape(len(rows), -1)).reshape(assignment.shape)
     while kept.ndim < x.ndim:  # channels share the assignment
         kept = kept.unsqueeze(1)

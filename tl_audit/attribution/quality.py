@@ -101,6 +101,7 @@ def removal_curves(
     n = len(inputs.tensor)
     store = {name: (np.zeros((n, len(r.shares) + 2)), np.zeros((n, len(r.shares) + 2))) for name, r in rankings.items()}
     with evaluating(model, batch_size=batch_size) as evaluator:
+        inputs = evaluator.moved(inputs)
         for i in range(n):
             areas = _areas(inputs.players, i)
             wanted: dict[bytes, int] = {}
