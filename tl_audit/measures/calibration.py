@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import optimize, special, stats
+from scipy import optimize, special
 
 from tl_audit.errors import DataError
 from tl_audit.measures.arrays import class_vector, finite_matrix, finite_vector, same_length, truth_vector
-from tl_audit.measures.estimate import LADDER_ALPHAS, BoolArray, Estimate, FloatArray, IntArray, build_ladder
+from tl_audit.measures.estimate import LADDER_ALPHAS, BoolArray, Estimate, FloatArray, IntArray, build_ladder, t_quantile
 from tl_audit.measures.intervals import (
     BOOTSTRAP_CLUSTERS,
     RESAMPLES,
@@ -434,7 +434,7 @@ def _simulated_gaps(c: FloatArray, bin_of: IntArray, simulations: int, rng: np.r
 
 
 def _t_bounds(value: float, error: float, alpha: float, freedom: float) -> tuple[float, float]:
-    half = error * float(stats.t.isf(alpha / 2, freedom))
+    half = error * t_quantile(alpha, freedom)
     return value - half, value + half
 
 

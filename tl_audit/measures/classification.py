@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from tl_audit.errors import DataError
 from tl_audit.measures.arrays import class_vector, finite_matrix, finite_vector, same_length, truth_vector
-from tl_audit.measures.estimate import Estimate, FloatArray, IntArray, build_ladder
+from tl_audit.measures.estimate import Estimate, FloatArray, IntArray, build_ladder, t_quantile
 from tl_audit.measures.intervals import (
     RESAMPLES,
     auc,
@@ -147,7 +146,7 @@ def auroc(
         return replace(base, ladder=_wilson_around(value, pairs))
 
     def bounds(alpha: float) -> tuple[float, float]:
-        half = error * float(stats.t.isf(alpha / 2, clusters - 1))
+        half = error * t_quantile(alpha, clusters - 1)
         return max(0.0, value - half), min(1.0, value + half)
 
     details = base.details | {"method": "sums of placement values", "standard_error": error}

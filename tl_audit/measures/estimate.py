@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -58,6 +59,16 @@ class Estimate:
         return interval_at(self.ladder, 1.0 - confidence)
 
 
+def normal_quantile(alpha: float) -> float:
+    """The z that a standard normal value exceeds in size with probability ``alpha`` (two-sided): 1.96 for 0.05."""
+    return float(-special.ndtri(alpha / 2))
+
+
+def t_quantile(alpha: float, freedom: float) -> float:
+    """The same of Student's t; degrees of freedom may be fractional, and hardly any give a large number, never infinity."""
+    return float(min(-special.stdtrit(max(freedom, 1e-3), alpha / 2), 1e8))
+
+
 def build_ladder(bounds: Callable[[float], tuple[float, float]], *, smallest_alpha: float = 0.0) -> Ladder:
     """Intervals ``bounds(alpha) -> (low, high)`` at every level of LADDER_ALPHAS that is not below ``smallest_alpha``."""
     rows = []
@@ -75,8 +86,6 @@ def interval_at(ladder: Ladder, alpha: float) -> tuple[float, float] | None:
 
     None where the ladder is empty or does not reach ``alpha``.
     """
-    from scipy.stats import norm
-
     if not ladder:
         return None
     for level, low, high in ladder:
@@ -85,9 +94,9 @@ def interval_at(ladder: Ladder, alpha: float) -> tuple[float, float] | None:
     levels = np.array([row[0] for row in ladder])
     if alpha < levels.min() or alpha > levels.max():
         return None
-    z = norm.isf(levels / 2)
+    z = -special.ndtri(levels / 2)
     order = np.argsort(z)
-    at = norm.isf(alpha / 2)
+    at = normal_quantile(alpha)
     low = np.interp(at, z[order], np.array([row[1] for row in ladder])[order])
     high = np.interp(at, z[order], np.array([row[2] for row in ladder])[order])
     return float(low), float(high)
@@ -100,8 +109,6 @@ def limit_p(ladder: Ladder, *, maximum: float | None = None, minimum: float | No
     ``absolute`` (broken when the interval lies wholly outside [-absolute, absolute]) is given.
     1.0 where not even the narrowest interval leaves it; never below the finest level of the ladder. None without a ladder.
     """
-    from scipy.stats import norm
-
     if not ladder:
         return None
     gaps = []
@@ -120,7 +127,7 @@ def limit_p(ladder: Ladder, *, maximum: float | None = None, minimum: float | No
         return 1.0
     for (a_out, g_out), (a_in, g_in) in itertools.pairwise(rows):
         if g_in <= 0:
-            z_out, z_in = norm.isf(a_out / 2), norm.isf(a_in / 2)
+            z_out, z_in = normal_quantile(a_out), normal_quantile(a_in)
             share = g_out / (g_out - g_in) if g_out != g_in else 1.0
-            return float(2 * norm.sf(z_out + share * (z_in - z_out)))
+            return float(2 * special.ndtr(-(z_out + share * (z_in - z_out))))
     return float(rows[-1][0])

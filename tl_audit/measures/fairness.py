@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import optimize, stats
+from scipy import optimize, special
 
 from tl_audit.errors import DataError
 from tl_audit.measures.arrays import finite_vector, same_length, truth_vector
-from tl_audit.measures.estimate import BoolArray, Estimate, FloatArray, IntArray
+from tl_audit.measures.estimate import BoolArray, Estimate, FloatArray, IntArray, normal_quantile
 from tl_audit.measures.intervals import (
     crosses,
     mean,
@@ -243,7 +243,7 @@ def minimum_detectable_gap(
         return Estimate(None, n, "no rows on one side")
     if not 0.0 <= rest_rate <= 1.0:
         raise DataError(f"rest_rate is {rest_rate}: expected a rate")
-    reach = float(stats.norm.isf(alpha / (2 * max(groups, 1))) + stats.norm.ppf(power))
+    reach = normal_quantile(alpha / max(groups, 1)) + float(special.ndtri(power))
 
     def excess(gap: float) -> float:
         p = max(0.0, rest_rate - gap)

@@ -12,7 +12,18 @@ from scipy import special, stats
 
 from tl_audit.errors import DataError
 from tl_audit.measures.arrays import finite_vector, same_length, truth_vector
-from tl_audit.measures.estimate import LADDER_ALPHAS, BoolArray, Estimate, FloatArray, IntArray, Ladder, build_ladder, interval_at
+from tl_audit.measures.estimate import (
+    LADDER_ALPHAS,
+    BoolArray,
+    Estimate,
+    FloatArray,
+    IntArray,
+    Ladder,
+    build_ladder,
+    interval_at,
+    normal_quantile,
+    t_quantile,
+)
 from tl_audit.measures.permutation import mcnemar_p, sign_flip_p, two_proportion_p
 from tl_audit.measures.sampling import cluster_codes, generator
 
@@ -42,7 +53,7 @@ def wilson(k: int, n: int) -> Estimate:
         raise DataError(f"{k} of {n} is not a rate")
     if n == 0:
         return Estimate(None, 0, "no rows in the denominator", events=0, nonevents=0)
-    ladder = build_ladder(lambda alpha: _wilson_bounds(k / n, n, float(stats.norm.isf(alpha / 2))))
+    ladder = build_ladder(lambda alpha: _wilson_bounds(k / n, n, normal_quantile(alpha)))
     return Estimate(k / n, n, ladder=ladder, events=int(k), nonevents=int(n - k), details={"method": "wilson"})
 
 
@@ -90,7 +101,7 @@ def cluster_wilson(values: ArrayLike, cluster: ArrayLike) -> Estimate:
     v = (clusters - 1) / clusters * float((((sums - p * sizes) / (1 - sizes / n)) ** 2).sum()) / n**2
     deff = max(1.0, v / v0) if v0 > 0 else n / clusters
     details |= {"deff": deff, "n_eff": n / deff}
-    ladder = build_ladder(lambda alpha: _wilson_bounds(p, n / deff, _t_quantile(alpha, g_star - 1)))
+    ladder = build_ladder(lambda alpha: _wilson_bounds(p, n / deff, t_quantile(alpha, g_star - 1)))
     return replace(base, ladder=ladder, details=details)
 
 
@@ -257,7 +268,7 @@ def katz_ratio(a: int, n1: int, b: int, n2: int) -> Estimate:
         return Estimate(ratio, n, "every row is an event on both sides: no interval", null=1.0, events=min(a, b), nonevents=0)
 
     def bounds(alpha: float) -> tuple[float, float]:
-        width = float(stats.norm.isf(alpha / 2)) * error
+        width = normal_quantile(alpha) * error
         return ratio * float(np.exp(-width)), ratio * float(np.exp(width))
 
     return Estimate(
@@ -493,7 +504,7 @@ def mean(values: ArrayLike, *, cluster: ArrayLike | None = None, bounds: tuple[f
         low, high = bounds
         ladder = tuple((alpha, value - share[alpha] * (value - low), value + share[alpha] * (high - value)) for alpha in LADDER_ALPHAS)
         return replace(base, ladder=ladder, details={"method": "rule of three"})
-    ladder = build_ladder(lambda alpha: _around(value, error * _t_quantile(alpha, clusters - 1)))
+    ladder = build_ladder(lambda alpha: _around(value, error * t_quantile(alpha, clusters - 1)))
     if bounds is not None:
         ladder = tuple((alpha, max(low, bounds[0]), min(high, bounds[1])) for alpha, low, high in ladder)
     return replace(base, ladder=ladder, details={"method": "t", "standard_error": error})
@@ -589,7 +600,7 @@ def auc(labels: ArrayLike, scores: ArrayLike, *, cluster: ArrayLike | None = Non
         base = replace(base, clusters=units)
     if value in (0.0, 1.0):
         pairs = min(g1, g0)
-        ladder = build_ladder(lambda alpha: _wilson_bounds(value, pairs, float(stats.norm.isf(alpha / 2))))
+        ladder = build_ladder(lambda alpha: _wilson_bounds(value, pairs, normal_quantile(alpha)))
         return replace(base, ladder=ladder, details={"method": "wilson on disjoint pairs"})
     if units < 2:
         return replace(base, reason="one positive or negative unit: no interval")
@@ -606,10 +617,10 @@ def auc(labels: ArrayLike, scores: ArrayLike, *, cluster: ArrayLike | None = Non
         positive_cluster[codes[positive]] = True
         error = float(np.sqrt(g1 / (g1 - 1) * (sums[positive_cluster] ** 2).sum() + g0 / (g0 - 1) * (sums[~positive_cluster] ** 2).sum()))
     if cluster is None:
-        quantile: Callable[[float], float] = lambda alpha: float(stats.norm.isf(alpha / 2))  # noqa: E731
+        quantile: Callable[[float], float] = normal_quantile
         details: dict[str, Any] = {"method": "delong", "standard_error": error}
     else:
-        quantile = lambda alpha: _t_quantile(alpha, units - 1)  # noqa: E731
+        quantile = lambda alpha: t_quantile(alpha, units - 1)  # noqa: E731
         details = {"method": "cluster sums of placement values", "standard_error": error, "few_clusters": units < 10}
     ladder = build_ladder(lambda alpha: (max(0.0, value - quantile(alpha) * error), min(1.0, value + quantile(alpha) * error)))
     return replace(base, ladder=ladder, details=details)
@@ -637,10 +648,6 @@ def _wilson_bounds(p: float, n: float, z: float) -> tuple[float, float]:
     low = 0.0 if p == 0.0 else max(0.0, float(centre - half))
     high = 1.0 if p == 1.0 else min(1.0, float(centre + half))
     return low, high
-
-
-def _t_quantile(alpha: float, freedom: float) -> float:
-    return float(min(stats.t.isf(alpha / 2, max(freedom, 1e-3)), 1e8))
 
 
 def _around(value: float, half: float) -> tuple[float, float]:
@@ -708,7 +715,7 @@ def _difference_over_clusters(
     error = float(np.sqrt(variance))
     if error <= 1e-12:
         return base  # every cluster shows the same difference: the sides taken apart are the wider answer
-    ladder = build_ladder(lambda alpha: _around(value, error * _t_quantile(alpha, clusters - 1)))
+    ladder = build_ladder(lambda alpha: _around(value, error * t_quantile(alpha, clusters - 1)))
     ladder = tuple((alpha, max(low, -limit), min(high, limit)) for alpha, low, high in ladder)
     return replace(base, value=value, ladder=ladder, reason=None, details=base.details | {"method": "cluster t"})
 
@@ -724,19 +731,19 @@ def _mean_ladder(values: FloatArray, codes: IntArray, seed: int, resamples: int)
             return build_ladder(lambda alpha: (value, value)), "cluster_bootstrap"
         return percentile_ladder(samples)[0], "cluster_bootstrap"
     error = float(np.sqrt(_ratio_variance(values, codes)))
-    return build_ladder(lambda alpha: _around(value, error * _t_quantile(alpha, clusters - 1))), "cluster t"
+    return build_ladder(lambda alpha: _around(value, error * t_quantile(alpha, clusters - 1))), "cluster t"
 
 
 def _t_estimate(base: Estimate, error: float, freedom: float) -> Estimate:
     value = base.value or 0.0
-    ladder = build_ladder(lambda alpha: _around(value, error * _t_quantile(alpha, freedom)))
+    ladder = build_ladder(lambda alpha: _around(value, error * t_quantile(alpha, freedom)))
     p = float(2 * stats.t.sf(abs(value) / error, freedom))
     return replace(base, ladder=ladder, p_value=p, details=base.details | {"standard_error": error, "degrees_of_freedom": float(freedom)})
 
 
 def _tango_ladder(b: int, c: int, n: int) -> Ladder:
     """Both limits at every level at once, by bisection: the score statistic falls as the difference grows."""
-    z = stats.norm.isf(_ALPHAS / 2)
+    z = -special.ndtri(_ALPHAS / 2)
     estimate = (b - c) / n
     target = np.concatenate([z, -z])
     low = np.concatenate([np.full(z.size, -1.0), np.full(z.size, estimate)])

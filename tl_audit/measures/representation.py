@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from tl_audit.errors import DataError
 from tl_audit.measures.arrays import class_vector, finite_matrix, same_length
-from tl_audit.measures.estimate import Estimate, FloatArray, IntArray, build_ladder
+from tl_audit.measures.estimate import Estimate, FloatArray, IntArray, build_ladder, t_quantile
 from tl_audit.measures.intervals import mean
 from tl_audit.measures.sampling import cluster_codes, generator
 
@@ -111,7 +110,7 @@ def cka_of(sums: CkaSums) -> Estimate:
     error = float(np.sqrt((batches - 1) / batches * ((left - left.mean()) ** 2).sum()))
 
     def bounds(alpha: float) -> tuple[float, float]:
-        half = error * float(stats.t.isf(alpha / 2, batches - 1))
+        half = error * t_quantile(alpha, batches - 1)
         return value - half, value + half
 
     return replace(base, ladder=build_ladder(bounds))
@@ -223,7 +222,7 @@ def logme_gain(
     error = float(np.sqrt((blocks - 1) / blocks * ((known - known.mean()) ** 2).sum()))
 
     def bounds(alpha: float) -> tuple[float, float]:
-        half = error * float(stats.t.isf(alpha / 2, blocks - 1))
+        half = error * t_quantile(alpha, blocks - 1)
         return value - half, value + half
 
     return replace(base, ladder=build_ladder(bounds))
