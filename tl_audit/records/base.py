@@ -25,6 +25,16 @@ class Displayable(Record):
         html: str = import_module("tl_audit.report.notebook").fragment(self)
         return html
 
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:  # Any: IPython's filters
+        return {"text/html": self._repr_html_(), "text/plain": repr(self)}
+
+    def __repr__(self) -> str:
+        """At most 20 lines of plain text."""
+        from importlib import import_module
+
+        text: str = import_module("tl_audit.report.notebook").plain(self)
+        return text
+
     def to_frame(self) -> Any:  # Any: pandas is imported late, its types are not known here
         """The content as a pandas DataFrame, one row per mark."""
         import pandas as pd

@@ -13,8 +13,8 @@ from tl_audit.records.base import Displayable
 from tl_audit.records.exhibits import Bars, ExhibitBase, ImageGrid, Picture, Table
 from tl_audit.records.findings import STATUSES, AuditResult, Finding
 from tl_audit.report.html import STATUS_WORDS, environment, read_css, squeeze
-from tl_audit.report.page import Counters, ExhibitView, Pictures, build, exhibit_view, finding_view, picture_source
-from tl_audit.report.text import visible
+from tl_audit.report.page import Counters, ExhibitView, Pictures, build, exhibit_view, finding_view, headline_of, picture_source
+from tl_audit.report.text import shorten, visible
 from tl_audit.report.view import AuditReport
 
 __all__ = ["MOST_SAMPLES", "attribution_fragment", "fragment", "picture_uri", "standalone"]
@@ -137,13 +137,12 @@ def plain(record: Displayable) -> str:
     if isinstance(record, AuditResult):
         return repr(AuditReport(record))
     if isinstance(record, Finding):
-        lines = [f"{record.code} {visible(record.title)}: {STATUS_WORDS[record.status]}", visible(record.reason)]
-        view = finding_view(record, Counters(), Pictures(most=0), source="the policy")
-        lines += [visible(f"  {name}: {number}") for name, number in view.headline]
+        lines = [f"{record.code} {shorten(record.title, 120)}: {STATUS_WORDS[record.status]}", shorten(record.reason, 400)]
+        lines += [visible(f"  {name}: {number}") for name, number in headline_of(record, "the policy")]
         if record.exhibits:
             lines.append("  exhibits: " + ", ".join(record.exhibits))
         return "\n".join(line if len(line) <= 300 else line[:299] + "…" for line in lines[:20])
     if isinstance(record, ExhibitBase):
         size = len(record.rows) if isinstance(record, (Table, ImageGrid)) else len(record.to_rows())
-        return f"{type(record).__name__} {record.id}: {visible(record.title)} ({size} rows; .to_frame() gives them)\n{visible(record.alt)}"
+        return f"{type(record).__name__} {record.id}: {shorten(record.title, 200)} ({size} rows; .to_frame() gives them)\n{shorten(record.alt, 400)}"
     return object.__repr__(record)

@@ -522,7 +522,7 @@ def _limits_grid(finding: Finding, ids: Counters) -> Grid | None:
     return _grid(ids, f"{finding.code}: limits of the policy", ["Metric", "Limit", "Held against", "Result", "Why this limit"], rows)
 
 
-def _headline(finding: Finding, source: str) -> tuple[tuple[str, str], ...]:
+def headline_of(finding: Finding, source: str) -> tuple[tuple[str, str], ...]:
     """The numbers printed in words: those whose limits decided, else the first unsliced ones; three at most."""
     if finding.measurement is None:
         return ()
@@ -563,7 +563,7 @@ def finding_view(finding: Finding, ids: Counters, pictures: Pictures, *, source:
         reason=finding.reason,
         waiver=waiver,
         summary="" if finding.measurement is None else finding.measurement.summary,
-        headline=_headline(finding, source),
+        headline=headline_of(finding, source),
         metrics=_metrics_grid(finding, ids),
         limits=_limits_grid(finding, ids),
         exhibits=tuple(kept),

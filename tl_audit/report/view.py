@@ -70,7 +70,7 @@ class AuditReport:
         from html import escape
 
         try:
-            from IPython.display import HTML, display
+            from IPython.display import display
         except ImportError as error:
             from tl_audit.errors import MissingExtra
 
@@ -78,7 +78,8 @@ class AuditReport:
                 'report.show() needs a notebook: pip install ipykernel. Or report.save("reports/x") and open the page'
             ) from error
         frame = f'<iframe sandbox="" width="100%" height="{int(height)}" title="tl_audit report" srcdoc="{escape(self.html, quote=True)}"></iframe>'
-        return display(HTML(frame))  # type: ignore[no-untyped-call]  # IPython has no types
+        # A raw bundle: IPython warns about frames in its HTML object, and its IFrame takes no srcdoc.
+        return display({"text/html": frame, "text/plain": repr(self)}, raw=True)  # type: ignore[no-untyped-call]  # IPython has no types
 
     def to_frame(self) -> Any:  # Any: a pandas DataFrame, imported late
         """One row per finding: code, section, title, status, severity, reason."""
