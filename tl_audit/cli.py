@@ -271,20 +271,22 @@ def init(
         raise ConfigError(f"{path} exists already; it is never overwritten. Edit it, or name another folder")
     ask = not yes and sys.stdin.isatty()
 
-    def answer(given: str | None, question: str, default: str = "") -> str:
+    def answer(given: str | None, question: str, default: str = "", *, proposal: str = "") -> str:
+        """The flag, else the answer typed, else the default. A proposal is offered in the question only."""
         if given is not None or not ask:
             return given if given is not None else default
+        default = default or proposal
         return str(typer.prompt(question, default=default, show_default=bool(default), err=True)).strip()
 
     where = "" if weights is not None else answer(run, "Run directory of the adapted model (empty: a weights file)")
     by_file = not where
     answers = Answers(
         run=where or None,
-        weights=answer(weights, "Weights file of the adapted model", "model.safetensors") if by_file else None,
-        arch=answer(arch, "Its architecture", "torchvision:resnet18") if by_file else None,
+        weights=answer(weights, "Weights file of the adapted model", proposal="model.safetensors") if by_file else None,
+        arch=answer(arch, "Its architecture", proposal="torchvision:resnet18") if by_file else None,
         classes=_split([answer(classes, "Its class names in output order, comma-separated")]) if by_file else [],
         kind=answer(kind, "Kind of data: image or tabular", "image"),
-        target=answer(target, "The data that the adapted model will meet (folder or table)", "data/test"),
+        target=answer(target, "The data that the adapted model will meet (folder or table)", proposal="data/test"),
         metadata=answer(metadata, "Table with groups or clusters, joined on the file name (empty: none)") or None,
         label=answer(label, "Label column (empty: class folders, or the run knows it)") or None,
         groups=_split([answer(groups, "Group columns, comma-separated (empty: none)")]),
