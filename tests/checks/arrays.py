@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from torch import nn
 
 from tl_audit.checks.base import Check, Context
 from tl_audit.errors import NotEvaluated
+from tl_audit.models import Model
 from tl_audit.policy import Rules
 from tl_audit.records.metrics import Measurement
 
@@ -112,10 +112,13 @@ class Parts:
 
     def __init__(self, *models: str, record: Any = None) -> None:
         self._models, self.record, self.same_as_adapted = models, record, ()
-        self.adapted = SimpleNamespace(module=nn.Module())
+        layers = nn.Sequential()
+        for name in ("early", "late"):
+            layers.add_module(name, nn.Linear(2, 2))
+        self.adapted = Model(layers)
 
-    def model(self, key: str) -> object | None:
-        return object() if key in self._models else None
+    def model(self, key: str) -> Model | None:
+        return self.adapted if key in self._models else None
 
 
 def measure(check: Check, evidence: ArrayEvidence, *models: str, rules: Rules | None = None, seed: int = 0) -> Measurement:

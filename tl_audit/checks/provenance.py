@@ -12,7 +12,15 @@ from tl_audit.checks.base import Check, Context, check, exact
 from tl_audit.errors import NotEvaluated, WeightsError
 from tl_audit.evidence.base import Evidence
 from tl_audit.models import Model, file_sha256, load_weights, nonfinite, tensor_hash, tensors_of, weight_differences
-from tl_audit.models.difference import BlockChange, FrozenComparison, FrozenTensor, compare_frozen, frozen_buffers, matches
+from tl_audit.models.difference import (
+    BlockChange,
+    FrozenComparison,
+    FrozenTensor,
+    WeightDifference,
+    compare_frozen,
+    frozen_buffers,
+    matches,
+)
 from tl_audit.models.heads import group_of, layer_groups_by_name
 from tl_audit.records.adaptation import AdaptationRecord, StageRecord
 from tl_audit.records.exhibits import Bar, Bars, Cell, Column, Ladder, LadderRow, Table
@@ -381,20 +389,8 @@ def weight_drift(subject: Subject, evidence: Evidence, context: Context) -> Meas
 
     How to reduce the risk: where more moved than intended, freeze more layers, lower their rates, or pull them to the base (L2-SP).
     """
-    base, adapted = _given(subject, "base"), _given(subject, "adapted")
-    groups, caveats = _layers(subject, evidence)
-    result = weight_differences(base.module, adapted.module, groups=groups)
-    if not result.blocks and not result.tensors:
-        raise NotEvaluated("neither model has floating-point parameters")
-    if not result.blocks:
-        raise NotEvaluated("base and adapted model share no parameter of one name and shape")
-    record = subject.record
-    changed_names = {t.name for t in result.tensors if t.change != "removed"}
-    blocks = {block.layer: block for block in result.blocks}
-    order = [layer for layer in groups if layer in blocks or any(group_of(n, groups) == layer for n in changed_names)]
-    order += [layer for layer in blocks if layer not in order]
-    sizes = _sizes(adapted, groups)
-    states = {layer: _state(layer, adapted, groups, changed_names, record) for layer in order}
+    drift = _drift(subject, evidence)
+    result, blocks = drift.result, drift.blocks
     metrics: list[Metric] = []
     for layer, block in [("", result.whole), *blocks.items()]:
         piece = {"layer": layer} if layer else {}
@@ -417,7 +413,10 @@ def weight_drift(subject: Subject, evidence: Evidence, context: Context) -> Meas
         )
     if result.tensors:
         summary += f"; {len(result.tensors)} tensors are new, removed or reshaped"
-    exhibits: list[Ladder | Bars | Table] = [_ladder(order, blocks, sizes, states, summary), _drift_bars(order, blocks, states, summary)]
+    exhibits: list[Ladder | Bars | Table] = [_drift_bars(drift.order, blocks, drift.states, summary)]
+    if not (evidence.has("base", "target") and evidence.has("adapted", "target")):
+        # with features of both models TLA403 draws the ladder, with their drift beside the weights'
+        exhibits.insert(0, ladder(drift.rows, summary))
     if result.tensors:
         exhibits.append(
             Table(
@@ -430,7 +429,61 @@ def weight_drift(subject: Subject, evidence: Evidence, context: Context) -> Meas
                 rows=tuple((t.name, t.change, _shape(t.before), _shape(t.after)) for t in result.tensors[:LISTED]),
             )
         )
-    return Measurement(summary=summary + ".", metrics=tuple(metrics), exhibits=tuple(exhibits), caveats=caveats)
+    return Measurement(summary=summary + ".", metrics=tuple(metrics), exhibits=tuple(exhibits), caveats=drift.caveats)
+
+
+class Drift(NamedTuple):
+    """How far each layer's weights moved, and in which state the record says they were."""
+
+    result: WeightDifference
+    order: tuple[str, ...]
+    blocks: Mapping[str, BlockChange]
+    sizes: Mapping[str, int]
+    states: Mapping[str, State]
+    caveats: tuple[str, ...]
+
+    @property
+    def rows(self) -> tuple[LadderRow, ...]:
+        """The rows of the layer ladder, input first, without the drift of features."""
+        rows = []
+        for layer in self.order:
+            block = self.blocks.get(layer)
+            change = None if block is None else block.relative_change
+            broken = self.states[layer] == "frozen" and block is not None and bool(block.changed_share)
+            rows.append(
+                LadderRow(
+                    layer=layer or "(root)",
+                    parameters=self.sizes.get(layer, 0),
+                    state=self.states[layer],
+                    weight_change=change,
+                    frozen_but_changed=broken,
+                )
+            )
+        return tuple(rows)
+
+
+def _drift(subject: Subject, evidence: Evidence) -> Drift:
+    """Weight differences by layer group; NotEvaluated where the models share no parameter."""
+    base, adapted = _given(subject, "base"), _given(subject, "adapted")
+    groups, caveats = _layers(subject, evidence)
+    result = weight_differences(base.module, adapted.module, groups=groups)
+    if not result.blocks and not result.tensors:
+        raise NotEvaluated("neither model has floating-point parameters")
+    if not result.blocks:
+        raise NotEvaluated("base and adapted model share no parameter of one name and shape")
+    record = subject.record
+    changed_names = {t.name for t in result.tensors if t.change != "removed"}
+    blocks = {block.layer: block for block in result.blocks}
+    order = [layer for layer in groups if layer in blocks or any(group_of(n, groups) == layer for n in changed_names)]
+    order += [layer for layer in blocks if layer not in order]
+    sizes = _sizes(adapted, groups)
+    states = {layer: _state(layer, adapted, groups, changed_names, record) for layer in order}
+    return Drift(result, tuple(order), blocks, sizes, states, caveats)
+
+
+def ladder_rows(subject: Subject, evidence: Evidence) -> tuple[LadderRow, ...]:
+    """The rows of the layer ladder, input first, without the drift of features; NotEvaluated where the models share no parameter."""
+    return _drift(subject, evidence).rows
 
 
 def _layers(subject: Subject, evidence: Evidence) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -467,28 +520,16 @@ def _state(layer: str, model: Model, groups: Sequence[str], new: set[str], recor
     )
 
 
-def _ladder(
-    order: Sequence[str], blocks: Mapping[str, BlockChange], sizes: Mapping[str, int], states: Mapping[str, State], summary: str
-) -> Ladder:
-    rows = []
-    for layer in order:
-        block = blocks.get(layer)
-        change = None if block is None else block.relative_change
-        broken = states[layer] == "frozen" and block is not None and bool(block.changed_share)
-        rows.append(
-            LadderRow(
-                layer=layer or "(root)",
-                parameters=sizes.get(layer, 0),
-                state=states[layer],
-                weight_change=change,
-                frozen_but_changed=broken,
-            )
-        )
+def ladder(rows: Sequence[LadderRow], title: str) -> Ladder:
+    """The layer ladder of the report."""
+    drawn = "how far its weights moved, relative to their norm in the base"
+    if any(row.cka_drift is not None for row in rows):
+        drawn += ", and how far its features did (1 - CKA)"
     return Ladder(
         id="ladder",
-        title=summary,
-        how_to_read="One row per layer, input on top. Bars show how far its weights moved, relative to their norm in the base.",
-        alt=summary,
+        title=title,
+        how_to_read=f"One row per layer, input on top. The lanes show {drawn}.",
+        alt=title,
         caption=f"{len(rows)} layers; differences in float64.",
         rows=tuple(rows),
     )
@@ -765,7 +806,7 @@ def _record(subject: Subject) -> AdaptationRecord:
 def _given(subject: Subject, key: str) -> Model:
     model = subject.model(key)
     if model is None:
-        raise NotEvaluated(f"needs the {key} model")
+        raise NotEvaluated(f"the {key} model")
     return model
 
 

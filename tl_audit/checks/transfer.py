@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tl_audit.checks.base import Check, Context, check, metric
+from tl_audit.checks.provenance import ladder, ladder_rows
 from tl_audit.errors import NotEvaluated
 from tl_audit.evidence.base import Evidence
 from tl_audit.measures import intervals, representation
@@ -198,10 +199,17 @@ def representation_drift(subject: Subject, evidence: Evidence, context: Context)
         shaded=tuple(shaded),
         y_range=(0.0, 1.0),
     )
+    by_layer = {m.slice["layer"]: m for m in metrics if m.name == "cka_drift" and m.slice["domain"] == "target"}
+    steps = []
+    for row in ladder_rows(subject, evidence):
+        drift_of = by_layer.get(row.layer)
+        if drift_of is not None:
+            row = row.model_copy(update={"cka_drift": drift_of.value, "cka_interval": drift_of.interval, "cka_null": drift_of.null})
+        steps.append(row)
     return Measurement(
         summary=say[0].upper() + say[1:] + ".",
         metrics=tuple(metrics),
-        exhibits=(figure,),
+        exhibits=(ladder(steps, say[0].upper() + say[1:]), figure),
         caveats=tuple(caveats),
         params={"batch": CKA_BATCH, "most_samples": CKA_SAMPLE, "seed": seed},
     )
