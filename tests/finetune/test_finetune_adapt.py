@@ -170,6 +170,18 @@ def test_ctrl_c_finishes_the_batch_and_keeps_what_is_done(net: ta.Model, domain:
     assert (tmp_path / "run" / ".partial" / "adapted-1.json").exists()
 
 
+def test_an_interrupt_inside_the_trainer_is_interrupted_and_not_exit_code_one(net: ta.Model, domain: ta.Domain):
+    import signal
+
+    def say(text: str) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interrupted):
+        ta.adapt(plan_for(net), domain, progress=say)
+    assert signal.getsignal(signal.SIGINT) == before
+
+
 # Seeds ------------------------------------------------------------------------------------------------------------------------
 
 

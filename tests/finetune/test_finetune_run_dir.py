@@ -167,6 +167,30 @@ def test_nothing_foreign_is_overwritten(domain: ta.Domain, tmp_path: Path):
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
 
+def test_a_plan_that_cannot_be_used_leaves_no_folder_behind(domain: ta.Domain, tmp_path: Path):
+    with pytest.raises(ConfigError, match="matches no module"):
+        quick(plan_for("tl_audit:small_cnn", ta.Stage("blok1", epochs=1, lr=0.1), settings=SMALL), domain, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_processes_do_not_write_one_run_and_a_dead_owners_lock_is_taken_over(domain: ta.Domain, tmp_path: Path):
+    import os
+    import socket
+    import subprocess
+    import sys
+
+    folder = tmp_path / "run" / ".partial"
+    folder.mkdir(parents=True)
+    (folder / "lock").write_text(f"{os.getppid()} {socket.gethostname()}\n")
+    with pytest.raises(ConfigError, match=f"process {os.getppid()} here is writing this run"):
+        quick(plan_for("tl_audit:small_cnn", settings=SMALL), domain, out=tmp_path / "run")
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (folder / "lock").write_text(f"{gone.pid} {socket.gethostname()}\n")
+    quick(plan_for("tl_audit:small_cnn", settings=SMALL), domain, out=tmp_path / "run")
+    assert not folder.exists()
+
+
 def test_a_write_that_fails_leaves_the_old_file_and_no_rest(tmp_path: Path):
     (tmp_path / "a.json").write_text("old")
 

@@ -45,6 +45,7 @@ from tl_audit.finetune.run_dir import (
     load_stage,
     open_folder,
     read_files,
+    refuse_foreign,
     save_stage,
     stage_key,
     write_json,
@@ -164,12 +165,14 @@ def adapt(
     kinds = _control_kinds(plan.controls if controls is None else controls)
     folder = None if out is None else Path(out)
     if folder is not None:
-        open_folder(folder)
+        refuse_foreign(folder)
     material = _prepare(plan, train, validation, offline=offline)
     base_hash = tensor_hash(material.base.model.module)
     adapted, form = _start(material)
     heads: tuple[str, ...] = tuple(adapted.facts["heads"])
     choices = _choices(plan, adapted.module, heads)
+    if folder is not None:
+        open_folder(folder)
     if folder is not None and resume and (found := _finished(folder, material, base_hash, kinds)) is not None:
         clear_partial(folder)
         return found

@@ -127,7 +127,11 @@ def fit(
             classes=job.classes,
         )
         loaders = None if job.validation is None else Batches(job.validation, max(64, job.training.batch_size))
-        trainer.fit(module, train_dataloaders=train, val_dataloaders=loaders)
+        try:
+            trainer.fit(module, train_dataloaders=train, val_dataloaders=loaders)
+        except SystemExit as stop:
+            # the trainer (2.6) turns KeyboardInterrupt into exit code 1, which means "gate failed" here
+            raise Interrupted(130) from stop
     network.cpu().eval()
     if module.best is not None:
         network.load_state_dict({**network.state_dict(), **module.best}, strict=True)
@@ -411,5 +415,6 @@ def _stop_on_signal(module: _Fit) -> Iterator[None]:
     try:
         yield
     finally:
-        for number in taken:
-            signal.signal(number, before[number])
+        # all of them: the trainer leaves SIGINT ignored after an interrupt
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ RECORD, PLAN, ENCODING, SAMPLES, MANIFEST = "adaptation.json", "plan.toml", "enc
 PARTIAL = ".partial"
 "stages that are done while a run is not; gone when the manifest is written"
 SAMPLE_COLUMNS = ("id", "split", "label", "cluster", "content_hash")
+LOCK = "lock"
 MOST_JSON_BYTES = 64 * 2**20
 _R = TypeVar("_R", bound=Record)
 
@@ -159,21 +161,51 @@ def write_manifest(folder: Path, names: Sequence[str]) -> None:
     write_json(folder / MANIFEST, Manifest(files=entries))
 
 
+def refuse_foreign(folder: Path) -> None:
+    """ConfigError if the folder holds something that is not a run. Makes nothing."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise ConfigError(f"{folder}: is not a folder; give another --out")
+    if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).exists() for name in (MANIFEST, PARTIAL, RECORD)):
+        raise ConfigError(f"{folder}: holds files that are not a run of tl-audit; nothing foreign is overwritten, give another --out")
+
+
 def open_folder(folder: Path) -> None:
     """Makes the folder of a run, or takes an earlier run's.
 
     Raises
     ------
-    ConfigError : it holds something that is not a run
+    ConfigError : it cannot be made, or another process is writing it
     """
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise ConfigError(f"{folder}: is not a folder; give another --out")
-    if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).exists() for name in (MANIFEST, PARTIAL, RECORD)):
-        raise ConfigError(f"{folder}: holds files that are not a run of tl-audit; nothing foreign is overwritten, give another --out")
     try:
         (folder / PARTIAL).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be made ({error.strerror}); give another --out") from None
+    _lock(folder)
+
+
+def _lock(folder: Path) -> None:
+    """Marks the folder as this process's; a dead process's mark is taken over. It goes with the unfinished stages."""
+    path = folder / PARTIAL / LOCK
+    mine = f"{os.getpid()} {socket.gethostname()}"
+    if path.is_file():
+        owner, _, host = path.read_text(encoding="utf-8", errors="replace").strip().partition(" ")
+        elsewhere = host != socket.gethostname()
+        if owner.isdigit() and int(owner) != os.getpid() and (elsewhere or _alive(int(owner))):
+            where = "on another machine" if elsewhere else "here"
+            raise ConfigError(
+                f"{folder}: process {owner} {where} is writing this run; wait for it, or give another --out (stale? remove {path})"
+            )
+    write_text(path, mine + "\n")
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def clear_results(folder: Path) -> None:
