@@ -139,7 +139,7 @@ def gap_to_the_rest(subject: Subject, evidence: Evidence, context: Context) -> M
     positive = _positive(evidence, rows)
     columns = {c: v for c, v in _groups(evidence, rows).items() if len(set(v)) > 1}
     if not columns:
-        raise NotEvaluated("one group: every group column of the target holds a single value (see TLA611)")
+        raise NotEvaluated("One group only: every group column of the target holds a single value (see TLA611)")
     metrics: list[Metric] = []
     exhibits: list[Intervals | Table] = []
     said = []

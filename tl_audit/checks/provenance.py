@@ -268,9 +268,9 @@ def frozen_stayed_frozen(subject: Subject, evidence: Evidence, context: Context)
     record = _record(subject)
     base, adapted = _given(subject, "base"), _given(subject, "adapted")
     if not record.frozen:
-        raise NotEvaluated("the adaptation record declares nothing frozen")
+        raise NotEvaluated("The adaptation record declares nothing frozen")
     if any(not t.is_floating_point() and t.dtype in (torch.qint8, torch.quint8, torch.qint32) for t in tensors_of(adapted.module).values()):
-        raise NotEvaluated("the adapted model is quantised: its weights cannot be compared bit by bit with the base")
+        raise NotEvaluated("The adapted model is quantised: its weights cannot be compared bit by bit with the base")
     caveats: list[str] = []
     declared = [name for name in tensors_of(adapted.module) if matches(name, record.frozen)]
     parameters = {name for name, _ in adapted.module.named_parameters(remove_duplicate=False)}
@@ -284,7 +284,7 @@ def frozen_stayed_frozen(subject: Subject, evidence: Evidence, context: Context)
     names += [name for name in frozen_buffers(adapted.module, record.frozen) if name not in names]
     names += [name for name in record.frozen if "*" not in name and _is_tensor(base, name) and name not in names and name not in declared]
     if not names:
-        raise NotEvaluated("nothing that was declared frozen exists in the adapted model")
+        raise NotEvaluated("Nothing that was declared frozen exists in the adapted model")
     result = compare_frozen(base.module, adapted.module, names)
     if result.cast:
         caveats.append(f"{len(result.cast)} tensors of the base were cast to the adapted model's type before comparing")
@@ -295,7 +295,7 @@ def frozen_stayed_frozen(subject: Subject, evidence: Evidence, context: Context)
             f"{len(result.counters)} batch counters (num_batches_tracked) moved: a module ran in training mode, though its statistics may be equal"
         )
     if not result.tensors:
-        raise NotEvaluated("nothing that was declared frozen exists in both models with one shape")
+        raise NotEvaluated("Nothing that was declared frozen exists in both models with one shape")
     buffers = [t for t in result.changed if t.is_buffer]
     n = {"tensors": len(result.tensors)}
     gap = result.max_abs_change
@@ -468,9 +468,9 @@ def _drift(subject: Subject, evidence: Evidence) -> Drift:
     groups, caveats = _layers(subject, evidence)
     result = weight_differences(base.module, adapted.module, groups=groups)
     if not result.blocks and not result.tensors:
-        raise NotEvaluated("neither model has floating-point parameters")
+        raise NotEvaluated("Neither model has floating-point parameters")
     if not result.blocks:
-        raise NotEvaluated("base and adapted model share no parameter of one name and shape")
+        raise NotEvaluated("Base and adapted model share no parameter of one name and shape")
     record = subject.record
     changed_names = {t.name for t in result.tensors if t.change != "removed"}
     blocks = {block.layer: block for block in result.blocks}

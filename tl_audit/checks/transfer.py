@@ -122,7 +122,7 @@ def representation_drift(subject: Subject, evidence: Evidence, context: Context)
     base_layers, adapted_layers = evidence.layers("base"), evidence.layers("adapted")
     shared = [layer for layer in adapted_layers if layer in set(base_layers)]
     if not shared:
-        raise NotEvaluated("base and adapted model share no layer names")
+        raise NotEvaluated("Base and adapted model share no layer names")
     metrics: list[Metric] = []
     caveats: list[str] = []
     lines: list[Line] = []
