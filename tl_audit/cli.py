@@ -130,8 +130,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _stoppable():
             code = app(args=list(sys.argv[1:] if argv is None else argv), prog_name=NAME, standalone_mode=False)
-        code = code if isinstance(code, int) else 0
-        return _Signals.code if _Signals.code is not None else code
+        if _Signals.code is not None:  # some versions of typer turn KeyboardInterrupt into a plain exit code
+            return _stopped(_Signals.code)
+        return code if isinstance(code, int) else 0
     except Interrupted as stop:
         return _stopped(_Signals.code or stop.exit_code)
     except (KeyboardInterrupt, typer.Abort):

@@ -115,7 +115,7 @@ def _sentence(
         text += f" The run is incomplete: {partial}."
     if blocked:
         return text + f" Gate {stage} (fail on {level}): closed by {', '.join(blocked)}."
-    return text + f" Gate {stage} (fail on {level}): open."
+    return text + f" Gate {stage} (fail on {level}): open{'' if partial is None else ' for what was run, which is not everything'}."
 
 
 def _failure_open(finding: Finding) -> bool:
