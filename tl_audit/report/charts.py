@@ -249,12 +249,12 @@ def bars(exhibit: Bars, uid: str) -> str:
             d.line(scale(bar.interval[0]), y + 11, scale(bar.interval[1]), y + 11, "whisker")
         if bar.null is not None:
             d.line(scale(bar.null), y + 1, scale(bar.null), y + 21, "nulltick")
-        after = numbers.significant(bar.value) + (" changed" if bar.state == "changed" else "")
+        after = numbers.significant(bar.value)
         if bar.interval is not None:
             after = numbers.number(bar.value, numbers.decimals(bar.value, *bar.interval))
         if bar.n is not None:
             after += f"  n = {numbers.count(bar.n)}"
-        d.text(right + 8, y + 15, after, "t num bad" if bar.state == "changed" else "t num", most=WIDTH - right - 8)
+        d.text(right + 8, y + 15, after, "t num", most=WIDTH - right - 8)
     d.height = bottom + 42
     if any(b.null is not None for b in exhibit.bars):
         d.line(left, d.height + 2, left, d.height + 16, "nulltick")

@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 ROWS_SHOWN = 12
+MOST_SINGLE_LIMITS = 8
 MOST_PICTURES = 64
 MOST_PICTURE_BYTES = 512 * 1024
 FIXED_SENTENCE = "This report records tests against the stated policy. It is not a determination of legal compliance."
@@ -243,6 +244,8 @@ def _cell_text(value: Any, format: str = "") -> str:
             return numbers.share(value)
         return numbers.count(value) if isinstance(value, int) else numbers.plain(value)
     if isinstance(value, (list, tuple)):
+        if not value:
+            return "none"
         if len(value) == 2 and all(isinstance(v, (int, float)) for v in value):
             joiner = " to " if min(value) < 0 else "–"
             return joiner.join(numbers.trimmed(v) for v in value)
@@ -461,16 +464,16 @@ def _metrics_grid(finding: Finding, ids: Counters) -> Grid | None:
         *(["p", "p adjusted"] if tested else []),
         "Limit",
     ]
+    without: dict[str, list[str]] = {}
     rows: list[list[Cell | str]] = []
     for m in metrics:
         outcomes = _limits_of(m, finding)
         row: list[Cell | str] = [m.name]
         if sliced:
             row.append(Cell(numbers.slice_words(m.slice) or "all", declared=True))
-        note = ""
-        if m.value is not None and m.interval is None and not m.exact:
-            note = m.reason or ""
-        row.append(Cell(numbers.value(m, outcomes), note=note))
+        if m.value is not None and m.interval is None and not m.exact and m.reason:
+            without.setdefault(m.reason, []).append(m.name)
+        row.append(numbers.value(m, outcomes))
         row.append(numbers.metric_interval(m, outcomes) or ("exact" if m.exact and m.value is not None else "–"))
         row.append(numbers.sample_size(m.n, m.clusters) or "–")
         if chance:
@@ -479,16 +482,50 @@ def _metrics_grid(finding: Finding, ids: Counters) -> Grid | None:
             row += ["–" if p is None else numbers.p_value(p) for p in (m.p_value, m.p_adjusted)]
         row.append(Cell("; ".join(f"{numbers.limit(o)} {OUTCOME_WORDS[o.outcome]}" for o in outcomes) or "none"))
         rows.append(row)
+    note = " ".join(f"No interval for {', '.join(dict.fromkeys(names))}: {reason}." for reason, names in without.items())
     text = {"Metric", "Slice", "Limit"}
-    return _grid(ids, f"{finding.code}: what was measured", columns, rows, numeric=[c not in text for c in columns])
+    return _grid(ids, f"{finding.code}: what was measured", columns, rows, numeric=[c not in text for c in columns], note=note)
+
+
+def _same_limit(o: LimitOutcome) -> tuple[object, ...]:
+    return (o.metric, o.level, o.bound, o.value, o.rule, o.origin, o.rationale, o.outcome, o.clauses)
+
+
+def _bound_words(o: LimitOutcome) -> str:
+    return f"{o.level} unless {numbers.bound(o)}"
+
+
+def _why_limit(o: LimitOutcome) -> Cell:
+    note = f"origin: {o.origin}; rule: {o.rule}" + (f"; clauses: {', '.join(o.clauses)}" if o.clauses else "")
+    return Cell(o.rationale or "no rationale given", note=note)
 
 
 def _limits_grid(finding: Finding, ids: Counters) -> Grid | None:
     if not finding.limits:
         return None
     rows: list[list[Cell | str]] = []
-    outcomes = sorted(finding.limits, key=lambda o: _OUTCOME_ORDER[o.outcome]) if len(finding.limits) > ROWS_SHOWN else finding.limits
+    outcomes = sorted(finding.limits, key=lambda o: _OUTCOME_ORDER[o.outcome]) if len(finding.limits) > ROWS_SHOWN else list(finding.limits)
+    alike: dict[tuple[object, ...], int] = {}
     for o in outcomes:
+        alike[_same_limit(o)] = alike.get(_same_limit(o), 0) + 1
+    for o in outcomes:
+        # Many slices that met one limit, or were not judged, share a row: each stands in the table of metrics with its own interval.
+        together = alike.get(_same_limit(o), 0)
+        if len(outcomes) > MOST_SINGLE_LIMITS and o.outcome in ("met", "not_judged"):
+            if together == 0:
+                continue
+            if together > 1:
+                alike[_same_limit(o)] = 0
+                rows.append(
+                    [
+                        Cell(f"{o.metric}, {together} slices"),
+                        _bound_words(o),
+                        "each in the table above",
+                        OUTCOME_WORDS[o.outcome],
+                        _why_limit(o),
+                    ]
+                )
+                continue
         where = numbers.slice_words(o.slice)
         against = "–"
         if o.interval_used is not None:
@@ -510,13 +547,10 @@ def _limits_grid(finding: Finding, ids: Counters) -> Grid | None:
         rows.append(
             [
                 Cell(o.metric + (f", {where}" if where else "")),
-                f"{'fail' if o.level == 'fail' else 'warn'} unless {numbers.bound(o)}",
+                _bound_words(o),
                 against,
                 Cell(OUTCOME_WORDS[o.outcome], note="; ".join(more)),
-                Cell(
-                    o.rationale or "no rationale given",
-                    note=f"origin: {o.origin}; rule: {o.rule}" + (f"; clauses: {', '.join(o.clauses)}" if o.clauses else ""),
-                ),
+                _why_limit(o),
             ]
         )
     return _grid(ids, f"{finding.code}: limits of the policy", ["Metric", "Limit", "Held against", "Result", "Why this limit"], rows)
@@ -538,6 +572,10 @@ def headline_of(finding: Finding, source: str) -> tuple[tuple[str, str], ...]:
 
 
 HELP = (("measured", "How it is measured"), ("matters", "Why it matters"), ("reduce", "How to reduce the risk"))
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def finding_view(finding: Finding, ids: Counters, pictures: Pictures, *, source: str) -> FindingView:
@@ -571,7 +609,7 @@ def finding_view(finding: Finding, ids: Counters, pictures: Pictures, *, source:
         caveats=() if finding.measurement is None else finding.measurement.caveats,
         missing=finding.missing,
         questions=finding.questions,
-        help=tuple((label, finding.help[key]) for key, label in HELP if finding.help.get(key)),
+        help=tuple((label, _sentence(finding.help[key])) for key, label in HELP if finding.help.get(key)),
         params=tuple((str(k), _cell_text(v)) for k, v in sorted(settings.items())),
         criterion="" if not decisive else f"{decisive[0].metric} {numbers.bound(decisive[0])}",
         record=finding,
@@ -661,7 +699,8 @@ def _top(findings: Sequence[FindingView]) -> tuple[tuple[TopFinding, ...], int]:
     urgent = sorted((f for f in findings if f.status in ("fail", "error", "warn", "inconclusive", "review")), key=_urgency)
     out = []
     for view in urgent[:5]:
-        name, number = view.headline[0] if view.headline and view.status not in ("review", "error") else ("", "")
+        numbered = headline_of(view.record, "") if view.status not in ("review", "error") else ()
+        name, number = numbered[0] if numbered else ("", "")
         out.append(TopFinding(view, shorten(view.reason, 170), shorten(number, 130), shorten(name, 60)))
     return tuple(out), max(0, len(urgent) - len(out))
 
@@ -724,7 +763,7 @@ def _domain_cells(card: DomainCard) -> list[Cell | str]:
         numbers.count(card.n),
         "–" if card.clusters is None else numbers.count(card.clusters),
         ("labelled" if card.labelled else "no labels")
-        + (f"; {shorten(', '.join(f'{k} {numbers.count(v)}' for k, v in card.class_counts.items()), 160)}" if card.class_counts else ""),
+        + (f"; {shorten(', '.join(f'{k}: {numbers.count(v)}' for k, v in card.class_counts.items()), 160)}" if card.class_counts else ""),
         numbers.count(card.unreadable),
         _hash_cell(card.sha256, whole=False),
     ]
