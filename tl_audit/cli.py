@@ -434,6 +434,7 @@ def _print_outcome(result: AuditResult, paths: dict[str, Path], *, again: str) -
 
 def _finding_lines(finding: Finding) -> Iterator[str]:
     """One line per finding, then one per broken or undecided limit: slice, value, interval, n, limit."""
+    from tl_audit.policy import Bound
     from tl_audit.policy.words import amount, measured, metric_words, slice_words
 
     waived = f" (waived until {shown(finding.waived_until)})" if finding.waived_until else ""
@@ -448,7 +449,7 @@ def _finding_lines(finding: Finding) -> Iterator[str]:
     for limit in rows[:5]:
         metric = finding.select(limit.metric, **limit.slice)
         sign = {"max": "<=", "min": ">=", "abs": "+-"}[limit.bound]
-        value = measured(metric, limit.interval_used, limit.confidence_used)
+        value = measured(metric, limit.interval_used, limit.confidence_used, limit=Bound.model_validate({limit.bound: limit.value}))
         yield f"              {shown(metric_words(limit.metric) + slice_words(limit.slice))}: {shown(value)}, limit {sign} {amount(limit.value)}"
     if len(rows) > 5:
         yield f"              and {len(rows) - 5} more, see the report"

@@ -520,7 +520,7 @@ def _domain(config: AuditConfig, table: DomainTable, role: str, classes: Sequenc
     path = config.at(table.path)
     if not path.exists():
         raise ConfigError(f"[{role}] path: there is no {path}")
-    options, absent = ({}, []) if path.is_dir() else _fitting(path, inherited)
+    options = {} if path.is_dir() else _fitting(path, inherited)
     for name in ("label", "label_map", "positive", "cluster", "id", "numeric", "categorical", "drop", "na_values"):
         if getattr(table, name) is not None:
             options[name] = getattr(table, name)
@@ -537,20 +537,17 @@ def _domain(config: AuditConfig, table: DomainTable, role: str, classes: Sequenc
         domain = Domain(table.name or path.name, path, classes=table.classes, kind=table.kind, **options)
     except TLAuditError as error:
         raise type(error)(f"[{role}] {error}") from error
-    if absent and "numeric" not in table.model_fields_set and "categorical" not in table.model_fields_set:
-        domain.notes = (*domain.notes, f"columns of the training table that are not here, taken as missing: {', '.join(absent)}")
     return _aligned(domain, role, classes)
 
 
-def _fitting(path: Path, inherited: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The reader options of the run's own table, without the columns that this table lacks, and those columns."""
+def _fitting(path: Path, inherited: Mapping[str, Any]) -> dict[str, Any]:
+    """The reader options of the run's own table, without the columns that this table lacks (evidence counts those as missing, and says so)."""
     if not inherited:
-        return {}, []
+        return {}
     columns = _columns(path)
-    options, absent = dict(inherited), []
+    options = dict(inherited)
     for name in ("numeric", "categorical"):
         if name in options:
-            absent += [c for c in options[name] if c not in columns]
             options[name] = [c for c in options[name] if c in columns]
     if "drop" in options:  # what the run left out is left out here too, or equal rows would differ in content (TLA201)
         options["drop"] = [c for c in options["drop"] if c in columns]
@@ -562,7 +559,7 @@ def _fitting(path: Path, inherited: Mapping[str, Any]) -> tuple[dict[str, Any], 
     if "label" not in options:
         for name in ("label_map", "positive"):
             options.pop(name, None)
-    return options, sorted(absent)
+    return options
 
 
 def _columns(path: Path) -> tuple[str, ...]:

@@ -436,7 +436,7 @@ def _reason(status: Status, deciding: Sequence[Judged], judged: Sequence[Judged]
     if status in ("warn", "fail"):
         what = "limit" if worst.level == "fail" else "warning limit"
         if worst.rule == "exact":
-            text = f"{named} is {amount(worst.metric.value)}; the {what} is {_bound(worst)}."
+            text = f"{named}: {amount(worst.metric.value)}; the {what} is {_bound(worst)}."
         else:
             text = f"{named}: {measured(worst.metric, worst.interval, worst.confidence, limit=worst.bound)} is beyond the {what} {_bound(worst)}"
             text += f" ({worst.note})." if worst.note else "."

@@ -63,7 +63,7 @@ def amount(value: float | None, decimals: int | None = None) -> str:
 def decimals_for(value: float, interval: Pair | None, limit: float | None = None) -> int:
     """Decimals up to the first significant digit of the half-width, at most 4; one more if rounding would cross the limit."""
     if interval is None:
-        return 3
+        return 0 if float(value).is_integer() else 3
     half = (interval[1] - interval[0]) / 2
     digits = MOST_DECIMALS if half <= 0 else min(MOST_DECIMALS, max(0, -math.floor(math.log10(half))))
     if limit is not None and any(_crosses(x, digits, limit) for x in (value, *interval)):
