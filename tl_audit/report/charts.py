@@ -355,9 +355,14 @@ def lines(exhibit: Lines, uid: str) -> str:
         elif line.low is not None and line.high is not None and line.x:
             names.append((sy((line.low[-1] + line.high[-1]) / 2), series, line))
     names.sort(key=lambda item: (item[0], item[2].name))
-    at = top - 6
-    for y, series, line in names:
-        at = max(at + 17, min(y, bottom))
+    # Names keep 17 units apart; where they would reach the axis, the whole column moves up.
+    places: list[float] = []
+    for y, _, _ in names:
+        places.append(max((places[-1] if places else top - 6) + 17, min(y, bottom)))
+    lift = max(0.0, (places[-1] if places else 0.0) - (bottom - 6))
+    places = [max(at - lift, top + 4 + 17 * i) if lift else at for i, at in enumerate(places)]
+    at = max(places, default=0.0)
+    for (_, series, line), at in zip(names, places, strict=True):
         if line.role == "data":
             d.mark(right + 12, at, series, size=4)
         elif line.role == "null" and line.low is not None:

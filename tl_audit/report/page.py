@@ -313,7 +313,7 @@ def _data_grid(ids: Counters, exhibit: Exhibit) -> Grid:
     else:
         rows = exhibit.to_rows()
     keys = list(dict.fromkeys(key for row in rows for key in row))
-    keys = [k for k in keys if any(row.get(k) not in (None, "", False) for row in rows)]
+    keys = [k for k in keys if any(row.get(k) not in (None, "", False, "plain") for row in rows)]
     columns = {k: [row.get(k) for row in rows] for k in keys}
     texts = {k: _column(values) for k, values in columns.items()}
     numeric = [all(_numeric(v) for v in values) for values in columns.values()]
@@ -672,7 +672,6 @@ class Page:
     leads: Mapping[str, tuple[tuple[FindingView, ExhibitView], ...]]
     approved_before: str
     samples: str
-    config_text: str
     policy_text: str
     policy_source: str
     frameworks: tuple[str, ...]
@@ -992,6 +991,23 @@ def _grids(result: AuditResult, findings: Sequence[FindingView], ids: Counters) 
     return out
 
 
+def _policy_text(policy: Mapping[str, Any]) -> str:
+    """The resolved policy as JSON with one line per entry of a list, so that sixty limits take three pages and not twelve."""
+
+    def compact(value: Any) -> str:  # Any: plain JSON values
+        return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+
+    parts = []
+    for key in sorted(policy):
+        value = policy[key]
+        if isinstance(value, (list, tuple)) and value and all(isinstance(v, Mapping) for v in value):
+            text = "[\n" + ",\n".join(f"    {compact(v)}" for v in value) + "\n  ]"
+        else:
+            text = compact(value)
+        parts.append(f"  {compact(key)}: {text}")
+    return "{\n" + ",\n".join(parts) + "\n}"
+
+
 def _approved_before(result: AuditResult) -> str:
     if not result.policy.approved_by or not result.policy.approved_on:
         return "unknown"
@@ -1030,8 +1046,7 @@ def build(result: AuditResult, *, record_hash: str, report_hash: str, pictures: 
         leads={place: tuple((v, e) for v in views for at, e in v.lead if at == place) for place in ("ladder", "before", "controls")},
         approved_before=_approved_before(result),
         samples=str(result.config.get("samples", "off")),
-        config_text=json.dumps(dict(result.config), indent=2, sort_keys=True, ensure_ascii=False, default=str),
-        policy_text=json.dumps(dict(result.policy.resolved), indent=2, sort_keys=True, ensure_ascii=False, default=str),
+        policy_text=_policy_text(result.policy.resolved),
         policy_source=source,
         frameworks=tuple(str(f) for f in frameworks),
         not_assessed_here=tuple(topic for topic, codes in NOT_ASSESSED_HERE if not measured.intersection(codes)),
