@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tl_audit.attribution.base import Attribution, Explainer, Inputs
-from tl_audit.attribution.evaluation import evaluating
+from tl_audit.attribution.evaluation import Quantity, evaluating
 from tl_audit.attribution.grad_cam import GradCAM
 from tl_audit.attribution.integrated_gradients import IntegratedGradients
 from tl_audit.attribution.kernel_shap import KernelSHAP
@@ -58,6 +58,7 @@ def explain(
     *,
     method: str = "grad_cam",
     target: Targets = None,
+    of: Quantity | None = None,
     layer: str | None = None,
     seed: int = 0,
     budget: int | None = None,
@@ -76,6 +77,7 @@ def explain(
         All but tensors go through the model's preprocessing
     method : one of METHODS
     target : class name or index, or one per sample; None: the predicted class
+    of : what is explained, "logit" or "probability"; None: the method's own (the probability for lime, else the logit)
     layer : module path, for CAM methods; None: found, with the reason in the result
     seed : of stochastic methods; each sample draws from (seed, method, sample id) alone
     budget : model evaluations per sample, 256 by default
@@ -117,6 +119,7 @@ def explain(
         seed=seed,
         budget=budget,
         batch_size=size,
+        of=of,
         layer=layer,
         baseline=baseline,
         steps=steps,
@@ -132,6 +135,7 @@ def explain_inputs(
     seed: int = 0,
     budget: int | None = None,
     batch_size: int | None = None,
+    of: Quantity | None = None,
     layer: str | None = None,
     baseline: torch.Tensor | None = None,
     steps: int | None = None,
@@ -141,7 +145,9 @@ def explain_inputs(
         raise ConfigError(f"budget is {budget}: expected a number of model evaluations per sample (default {DEFAULT_BUDGET})")
     if len(targets) != len(inputs.tensor):
         raise DataError(f"{len(targets)} targets for {len(inputs.tensor)} inputs")
-    chosen = explainer(method, layer=layer, baseline=baseline, steps=steps)
+    if of is not None and of not in get_args(Quantity):
+        raise ConfigError(f"of is {of!r}: expected one of {', '.join(get_args(Quantity))}")
+    chosen = explainer(method, output=of, layer=layer, baseline=baseline, steps=steps)
     result = chosen(
         model,
         inputs,

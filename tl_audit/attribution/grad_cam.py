@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tl_audit.attribution.base import Attribution, Inputs
-from tl_audit.attribution.evaluation import Evaluator, evaluating, gradient
+from tl_audit.attribution.evaluation import Evaluator, Quantity, evaluating, gradient
 from tl_audit.attribution.layers import Choice, choose_layer, first_tensor, grid_of, named_layer, with_first
 from tl_audit.attribution.maps import blank_maps, from_elements, without_nonfinite
 from tl_audit.errors import ModelError
@@ -31,6 +31,7 @@ class GradCAM:
     Attributes
     ----------
     layer : module path; None: the last layer with a map of places before the head (``layer_reason`` says which and why)
+    output : whose gradient weighs the channels: "logit" or "probability"
 
     References
     ----------
@@ -38,6 +39,7 @@ class GradCAM:
     """
 
     layer: str | None = None
+    output: Quantity = "logit"
 
     name: ClassVar[str] = "grad_cam"
     signed: ClassVar[bool] = False
@@ -61,7 +63,7 @@ class GradCAM:
         return Attribution(
             values=elements, player_values=players, targets=targets, method=self.name, inputs=inputs, signed=False,
             layer=choice.name, layer_reason=choice.reason, seed=seed, budget=2, blank=blank_maps(elements),
-            params={"layer": choice.name, "map": f"{choice.grid.height}x{choice.grid.width}"}, caveats=tuple(sorted(evaluator.notes)),
+            params={"layer": choice.name, "map": f"{choice.grid.height}x{choice.grid.width}", "output": self.output}, caveats=tuple(sorted(evaluator.notes)),
         )  # fmt: skip
 
     def choose(self, model: Model, evaluator: Evaluator, x: torch.Tensor) -> Choice:
@@ -105,7 +107,7 @@ class GradCAM:
         handle = layer.register_forward_hook(make_leaf)
         try:
             with torch.enable_grad():
-                scores = evaluator.logits(evaluator.prepare(x))
+                scores = evaluator.logits(evaluator.prepare(x), self.output)
                 if not leaves:
                     raise ModelError(f"layer {choice.name!r} was not run: choose another with layer=...")
                 chosen = scores.gather(1, torch.as_tensor(targets, device=scores.device)[:, None])

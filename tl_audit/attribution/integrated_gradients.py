@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from tl_audit.attribution.base import Attribution, Inputs
-from tl_audit.attribution.evaluation import baseline_of, evaluating
+from tl_audit.attribution.evaluation import Quantity, baseline_of, evaluating
 from tl_audit.attribution.maps import blank_maps, from_elements, without_nonfinite
 from tl_audit.errors import ConfigError, ModelError
 from tl_audit.models.model import Model
@@ -20,7 +21,7 @@ _STEPS = 50
 
 @dataclass(frozen=True)
 class IntegratedGradients:
-    """Signed values in units of the logit that add up to f(x) - f(baseline); what is left over is ``completeness``.
+    """Signed values in units of the output (the logit, unless ``output`` says otherwise) that add up to f(x) - f(baseline); what is left over is ``completeness``.
 
     Computed by captum with Gauss-Legendre nodes. A step is one forward and one backward pass: two model evaluations.
 
@@ -28,6 +29,7 @@ class IntegratedGradients:
     ----------
     steps : nodes of the quadrature; None: 50, or half the budget where that is less
     baseline : the input that stands for "nothing there" (one, or one per sample); None: that of the kind of data
+    output : what is explained: "logit" or "probability"
 
     References
     ----------
@@ -36,6 +38,7 @@ class IntegratedGradients:
 
     steps: int | None = None
     baseline: torch.Tensor | None = None
+    output: Quantity = "logit"
 
     name: ClassVar[str] = "integrated_gradients"
     signed: ClassVar[bool] = True
@@ -52,7 +55,7 @@ class IntegratedGradients:
         baseline = baseline_of(inputs, self.baseline)
         parts, residual = [], []
         with evaluating(model, batch_size=batch_size) as evaluator:
-            captum = Captum(evaluator.logits, multiply_by_inputs=True)
+            captum = Captum(partial(evaluator.logits, quantity=self.output), multiply_by_inputs=True)
             for i in range(0, len(inputs.tensor), evaluator.batch_size):
                 x, start = (
                     evaluator.prepare(inputs.tensor[i : i + evaluator.batch_size]),
@@ -71,7 +74,7 @@ class IntegratedGradients:
                                 "the model gives no gradients (no_grad, inference_mode or quantised inside its forward): use kernel_shap or lime, which need none"
                             ) from error
                         raise
-                change = evaluator.scores(x, to) - evaluator.scores(start, to)
+                change = evaluator.scores(x, to, self.output) - evaluator.scores(start, to, self.output)
                 total = values.detach().double().reshape(len(x), -1).sum(dim=1).cpu().numpy()
                 parts.append(values.detach().cpu())
                 residual.append(total - change)
@@ -83,6 +86,6 @@ class IntegratedGradients:
         return Attribution(
             values=elements, player_values=players, targets=targets, method=self.name, inputs=inputs, signed=True, seed=seed,
             budget=2 * steps + 2, completeness=np.concatenate(residual), blank=blank_maps(elements),
-            params={"steps": steps, "quadrature": "gauss-legendre", "baseline": "given" if self.baseline is not None else "kind of data", "output": "logit"},
+            params={"steps": steps, "quadrature": "gauss-legendre", "baseline": "given" if self.baseline is not None else "kind of data", "output": self.output},
             caveats=tuple(sorted(evaluator.notes)),
         )  # fmt: skip

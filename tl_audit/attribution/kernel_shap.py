@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from tl_audit.attribution.base import Attribution, Inputs
-from tl_audit.attribution.evaluation import evaluating, reference_of
+from tl_audit.attribution.evaluation import Quantity, evaluating, reference_of
 from tl_audit.attribution.maps import blank_maps, from_players, without_nonfinite
 from tl_audit.errors import ConfigError
 from tl_audit.measures.sampling import generator
@@ -40,7 +40,7 @@ class Coalitions(NamedTuple):
 
 @dataclass(frozen=True)
 class KernelSHAP:
-    """Signed values in units of the logit that add up to f(x) - f(reference): the efficiency constraint is built in.
+    """Signed values in units of the output (the logit, unless ``output`` says otherwise) that add up to f(x) - f(reference): the efficiency constraint is built in.
 
     Coalition sizes are enumerated as far as the budget goes, the rest is sampled in pairs of complements; where all 2^d
     coalitions fit, the values are exact. The reference is each sample's baseline on images; on columns a row of the background
@@ -51,6 +51,7 @@ class KernelSHAP:
     Attributes
     ----------
     baseline : the input that stands for "nothing there"; None: the background, or that of the kind of data
+    output : what is explained: "logit" or "probability"
 
     References
     ----------
@@ -59,6 +60,7 @@ class KernelSHAP:
     """
 
     baseline: torch.Tensor | None = None
+    output: Quantity = "logit"
 
     name: ClassVar[str] = "kernel_shap"
     signed: ClassVar[bool] = True
@@ -88,12 +90,14 @@ class KernelSHAP:
                 draws.append(drawn)
             designs.append(design)
         with evaluating(model, batch_size=batch_size) as evaluator:
-            full = evaluator.scores(inputs.tensor, targets)
+            full = evaluator.scores(inputs.tensor, targets, self.output)
             if reference.shared:
-                empty = evaluator.all_scores(rows).mean(axis=0)[targets]
+                empty = evaluator.all_scores(rows, self.output).mean(axis=0)[targets]
             else:
-                empty = evaluator.scores(rows, targets)
-            values = evaluator.masked_scores(inputs, targets, [d.masks for d in designs], reference, draws if reference.shared else None)
+                empty = evaluator.scores(rows, targets, self.output)
+            values = evaluator.masked_scores(
+                inputs, targets, [d.masks for d in designs], reference, draws if reference.shared else None, self.output
+            )
             spent = evaluator.evaluations
         solved = [solve(d, v, empty[i], full[i]) for i, (d, v) in enumerate(zip(designs, values, strict=True))]
         errors = tuple(
@@ -109,7 +113,7 @@ class KernelSHAP:
             values=elements, player_values=players, targets=targets, method=self.name, inputs=inputs, signed=True, seed=seed,
             budget=-(-spent // max(n, 1)), completeness=np.array([p.sum() for p in solved]) - (full - empty), standard_error=errors,
             blank=blank_maps(elements),
-            params={"reference": reference.name, "output": "logit", "exact": all(d.exact for d in designs)},
+            params={"reference": reference.name, "output": self.output, "exact": all(d.exact for d in designs)},
             caveats=(*caveats, *sorted(evaluator.notes)),
         )  # fmt: skip
 
