@@ -21,7 +21,7 @@ __all__ = ["MOST_SAMPLES", "attribution_fragment", "fragment", "picture_uri", "s
 
 MOST_SAMPLES = 16
 SIGNS = {
-    "pass": "●", "warn": "▲", "fail": "⬣", "inconclusive": "◐", "review": "◇", "info": "ⓘ", "not_evaluated": "◌", "error": "☒",
+    "pass": "●", "warn": "▲", "fail": "⬣", "inconclusive": "◐", "review": "◇", "info": "□", "not_evaluated": "◌", "error": "☒",
 }  # fmt: skip
 """Shapes of statuses where no drawing can stand."""
 
