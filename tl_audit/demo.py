@@ -173,6 +173,7 @@ def explain_plants() -> dict[str, Any]:
 
 _BASE_PLAN = """# The base model: a small CNN trained from scratch on the first device.
 base = "tl_audit:small_cnn"
+input_size = 16
 kind = "image"
 seed = {seed}
 controls = []
@@ -212,7 +213,7 @@ epochs = 3
 lr = 3e-3
 [[stages]]
 layers = ["block2*", "block3*", "head"]
-epochs = 17
+epochs = 21
 lr = 2e-3
 layer_decay = 0.9
 [provenance]

@@ -30,7 +30,7 @@ SCATTER_BINS = 12
 def covariate_shift(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """Do target inputs come from where source inputs come from?
 
-    How it is measured: in penultimate features of the base model (a fixed ruler; the adapted model's beside it), the unbiased maximum mean
+    How it is measured: in penultimate features of the base model (a fixed ruler; the adapted model's beside it), the debiased maximum mean
     discrepancy with a permutation test, and the held-out AUC of a linear classifier that tries to tell source from target.
 
     Why it matters: far from the source nothing that is known about the base needs to hold.

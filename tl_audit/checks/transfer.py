@@ -111,7 +111,7 @@ def negative_transfer(subject: Subject, evidence: Evidence, context: Context) ->
 def representation_drift(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """From which depth on do the adapted features differ from the base's?
 
-    How it is measured: minibatch-unbiased linear CKA between base and adapted mean-pooled features of each layer on the same samples,
+    How it is measured: minibatch-debiased linear CKA between base and adapted mean-pooled features of each layer on the same samples,
     with a jackknife interval over batches; Procrustes distance and overlap of the ten nearest neighbours beside it.
 
     Why it matters: it shows whether the adaptation re-used what the base knew, and where it began to replace it.
@@ -191,7 +191,7 @@ def representation_drift(subject: Subject, evidence: Evidence, context: Context)
         title="Difference of adapted from base features by depth",
         how_to_read="0: a layer computes the same up to rotation and scale; 1: unrelated. Grey bands are layers declared frozen.",
         alt=say[0].upper() + say[1:] + ".",
-        caption=f"Minibatch-unbiased linear CKA, batches of {CKA_BATCH}, at most {CKA_SAMPLE} samples per domain by hash priority, seed {seed}.",
+        caption=f"Minibatch-debiased linear CKA, batches of {CKA_BATCH}, at most {CKA_SAMPLE} samples per domain by hash priority, seed {seed}.",
         x_label="layer, input to output",
         y_label="1 - CKA",
         lines=tuple(lines),
