@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from tl_audit.measures import intervals
+from tl_audit.records.findings import AuditResult
 from tl_audit.records.schema import load_json
 
 pytestmark = pytest.mark.real_data
@@ -116,6 +117,8 @@ def test_integrated_gradients_of_the_titanic_network_are_the_published_ones(shar
         steps=50,
         of="probability",
     )
+    assert maps.completeness is not None
+    assert np.abs(maps.completeness).max() <= 0.026
     published = dict(
         zip(
             ["age", "sibsp", "parch", "fare", "female", "male", "embark_C", "embark_Q", "embark_S", "class_1", "class_2", "class_3"],
@@ -127,64 +130,98 @@ def test_integrated_gradients_of_the_titanic_network_are_the_published_ones(shar
         assert value == pytest.approx(published[column], abs=1.5e-3), column
 
 
-def heart_plan(folder: Path, shared: Path) -> None:
-    def plan(base: str, hospital: str, stages: str) -> str:
-        return (
-            f'base = "{base}"\nkind = "tabular"\nseed = 0\ncontrols = {"[]" if base.startswith("tl") else "[" + chr(34) + "head" + chr(34) + ", " + chr(34) + "scratch" + chr(34) + "]"}\n'
-            f'[data]\ntrain = "{shared / "heart4" / f"processed.{hospital}.csv"}"\nlabel = "target"\nnumeric = {json.dumps(HEART_COLUMNS["numeric"])}\n'
-            f'categorical = {json.dumps(HEART_COLUMNS["categorical"])}\nmissing = ["?"]\nlabel_map = {HEART_LABELS}\npositive = "disease"\nvalidation = 0.2\n'
-            f"[training]\nbatch_size = 16\nearly_stop = 10\n{stages}"
-        )
+def hospital(shared: Path, name: str) -> Path:
+    return shared / "heart4" / f"processed.{name}.csv"
 
+
+def table_keys() -> str:
+    """How one hospital's file is read, the same in plan.toml and audit.toml."""
+    return (
+        f'label = "target"\nnumeric = {json.dumps(HEART_COLUMNS["numeric"])}\ncategorical = {json.dumps(HEART_COLUMNS["categorical"])}\n'
+        f'na_values = ["?"]\nlabel_map = {HEART_LABELS}\npositive = "disease"\n'
+    )
+
+
+def heart_plan(base: str, train: Path, controls: str, stages: str) -> str:
+    return (
+        f'base = "{base}"\nkind = "tabular"\nseed = 0\ncontrols = {controls}\n'
+        f'[data]\ntrain = "{train}"\nvalidation = 0.2\n{table_keys()}'
+        f"[training]\nbatch_size = 16\nearly_stop = 10\n{stages}"
+    )
+
+
+def heart_audit(target: Path, source: Path) -> str:
+    def domain(role: str, path: Path, more: str = "") -> str:
+        return f'[{role}]\nkind = "tabular"\npath = "{path}"\n{table_keys()}{more}'
+
+    return (
+        f'title = "Heart disease, {target.stem}"\n[adapted]\nrun = "runs/hungarian"\n'
+        + domain("target", target, 'groups = ["sex", { column = "age", bins = [45, 55] }]\n')
+        + domain("source", source)
+        + '[attribution]\nmethods = ["integrated_gradients", "kernel_shap"]\nsamples = 32\n'
+    )
+
+
+@pytest.fixture(scope="module")
+def hearts(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Cleveland's model, adapted to two thirds of the Hungarian patients; the rest is held out."""
+    folder = tmp_path_factory.mktemp("hearts")
+    patients = pd.read_csv(hospital(shared_data, "hungarian"), dtype=str)
+    held_out = np.random.default_rng(0).random(len(patients)) < 1 / 3
+    patients[~held_out].to_csv(folder / "hungarian_train.csv", index=False)
+    patients[held_out].to_csv(folder / "hungarian_test.csv", index=False)
     (folder / "base.toml").write_text(
-        plan("tl_audit:mlp", "cleveland", '[[stages]]\nlayers = "*"\nepochs = 40\nlr = 3e-3\n'), encoding="utf-8"
+        heart_plan("tl_audit:mlp", hospital(shared_data, "cleveland"), "[]", '[[stages]]\nlayers = "*"\nepochs = 40\nlr = 3e-3\n'),
+        encoding="utf-8",
     )
     (folder / "plan.toml").write_text(
-        plan(
+        heart_plan(
             "run:runs/cleveland",
-            "hungarian",
+            folder / "hungarian_train.csv",
+            '["head", "scratch"]',
             '[[stages]]\nlayers = "head"\nepochs = 5\nlr = 3e-3\n[[stages]]\nlayers = "*"\nepochs = 20\nlr = 1e-3\n',
         ),
         encoding="utf-8",
     )
-
-
-def heart_audit(folder: Path, shared: Path, hospital: str) -> Path:
-    def domain(role: str, name: str, extra: str = "") -> str:
-        return (
-            f'[{role}]\nkind = "tabular"\npath = "{shared / "heart4" / f"processed.{name}.csv"}"\nlabel = "target"\nmissing = ["?"]\nlabel_map = {HEART_LABELS}\n'
-            f'positive = "disease"\nnumeric = {json.dumps(HEART_COLUMNS["numeric"])}\ncategorical = {json.dumps(HEART_COLUMNS["categorical"])}\n{extra}'
-        )
-
-    text = (
-        f'title = "Heart disease, {hospital}"\n[adapted]\nrun = "runs/hungarian"\n'
-        + domain("target", hospital, 'groups = ["sex", { column = "age", bins = [45, 55] }]\n')
-        + domain("source", "cleveland")
-        + '[attribution]\nmethods = ["integrated_gradients", "kernel_shap"]\nsamples = 32\n'
-    )
-    path = folder / f"{hospital}.toml"
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def test_four_hospitals_from_the_command_line(shared_data: Path, tmp_path: Path) -> None:
-    heart_plan(tmp_path, shared_data)
     for plan, run in (("base.toml", "runs/cleveland"), ("plan.toml", "runs/hungarian")):
-        done = tl_audit("adapt", plan, "--out", run, cwd=tmp_path)
+        done = tl_audit("adapt", plan, "--out", run, cwd=folder)
         assert done.returncode == 0, done.stderr[-2000:]
-    heart_audit(tmp_path, shared_data, "va")
-    done = tl_audit("run", "va.toml", "--out", "reports/va", "--fail-on", "never", cwd=tmp_path)
+    return folder
+
+
+def audited(folder: Path, name: str, target: Path, shared: Path, *more: str) -> AuditResult:
+    (folder / f"{name}.toml").write_text(heart_audit(target, hospital(shared, "cleveland")), encoding="utf-8")
+    done = tl_audit("run", f"{name}.toml", "--out", f"reports/{name}", "--fail-on", "never", *more, cwd=folder)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    result = load_json(tmp_path / "reports" / "va" / "report.json")
+    return load_json(folder / "reports" / name / "report.json")
+
+
+def test_a_third_hospital_shows_label_shift_missing_columns_and_the_drop(hearts: Path, shared_data: Path) -> None:
+    result = audited(hearts, "va", hospital(shared_data, "va"), shared_data)
     # 46 % of Cleveland and 75 % of the VA patients are ill
     assert result["TLA502"].status == "warn", result["TLA502"].reason
     assert result["TLA502"].metrics["label_tvd"].value == pytest.approx(abs(139 / 303 - 149 / 200), abs=1e-6)
     # ca is missing in nearly all VA rows and in few of Cleveland
     assert result["TLA507"].status == "warn", result["TLA507"].reason
-    assert "missing" in result["TLA507"].model_dump_json()
+    assert "ca (missing)" in result["TLA507"].measurement.model_dump_json()  # type: ignore[union-attr]
     assert result["TLA509"].status in {"warn", "fail"}, result["TLA509"].reason
     assert {"sex", "age"} <= {k for m in result["TLA601"].measurement.metrics for k in m.slice}  # type: ignore[union-attr]
+    assert result["TLA201"].status == "pass", result["TLA201"].reason
     assert result.outcome.counts["error"] == 0
+
+
+def test_among_held_out_patients_only_a_twin_is_a_leak_and_every_training_row_is(hearts: Path, shared_data: Path) -> None:
+    held_out = audited(hearts, "hungarian", hearts / "hungarian_test.csv", shared_data)
+    # the published file holds one patient twice, and the split put the twins on both sides
+    train, test = (pd.read_csv(hearts / f"hungarian_{part}.csv", dtype=str) for part in ("train", "test"))
+    twins = len(test.merge(train.drop_duplicates(), how="inner"))
+    assert twins == 1
+    assert held_out["TLA201"].metrics["leaked_exact"].value == twins, held_out["TLA201"].reason
+    assert held_out["TLA301"].metrics["accuracy"].value >= 0.7  # type: ignore[operator]
+    assert held_out.outcome.counts["error"] == 0
+    trained_on = audited(hearts, "leak", hearts / "hungarian_train.csv", shared_data, "--select", "TLA201,TLA301")
+    assert trained_on["TLA201"].status == "fail", trained_on["TLA201"].reason
+    assert trained_on["TLA201"].metrics["leaked_exact"].value == len(train)
 
 
 @pytest.mark.slow
