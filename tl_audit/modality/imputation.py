@@ -2,47 +2,100 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-# Per level. Distance to the exact solution on a photo, as a share of its range, 30 to 90 % removed: at 112 px mean 0.001 to 0.006, largest
-# 0.03; at 224 px mean 0.005 to 0.009, largest 0.06, where single strokes end at the rim of a wide hole. 25 ms a picture instead of 300.
-SWEEPS = 24
+# Jacobi steps before and after each correction from the level below. The nine-point mean damps whatever lives on one level only to a third
+# per step, so two are enough. Distance to the exact solution on 224 px photos, 10 to 90 % removed, as a share of the range: mean 0.001 to
+# 0.004, largest 0.03, below the noise that is added on top.
+STEPS = 2
+COARSEST_STEPS = 16
 COARSEST = 4
+# Pictures solved together: more would not stay in the processor's cache, fewer would pay for the small levels each time.
+CHUNK = 8
 
 
-def _neighbour_sum(x: torch.Tensor) -> torch.Tensor:
-    """Weighted sum of the 8 neighbours, weights 2 direct and 1 diagonal; nothing beyond the border. Separable: [1 2 1] twice, less the centre."""
-    rows = 2 * x
-    rows[..., 1:, :] += x[..., :-1, :]
-    rows[..., :-1, :] += x[..., 1:, :]
-    both = 2 * rows
-    both[..., :, 1:] += rows[..., :, :-1]
-    both[..., :, :-1] += rows[..., :, 1:]
-    return both - 4 * x
+class _Level(NamedTuple):
+    """One resolution. ``unknown``: (R, 1, H, W) bool; ``factor``: one over the weight of a pixel's neighbours, 0 where it is known; ``held``: known values, else 0."""
+
+    unknown: torch.Tensor
+    factor: torch.Tensor
+    held: torch.Tensor
 
 
-def _relax(x: torch.Tensor, unknown: torch.Tensor, sweeps: int) -> torch.Tensor:
-    """Chebyshev-accelerated Jacobi sweeps on the unknown pixels: each becomes the weighted mean of its neighbours."""
-    weight = _neighbour_sum(torch.ones_like(x[:1, :1]))
-    previous = x
-    omega = 1.0
-    radius = 0.985
-    for sweep in range(sweeps):
-        target = _neighbour_sum(x) / weight
-        omega = 1.0 if sweep == 0 else (1 / (1 - radius**2 / 2) if sweep == 1 else 1 / (1 - radius**2 * omega / 4))
-        new = torch.where(unknown, omega * (target - previous) + previous, x)
-        previous, x = x, new
-    return x
+def _neighbour_sum(framed: torch.Tensor) -> torch.Tensor:
+    """(..., H, W) weighted sum of the 8 neighbours of values framed by zeros (..., H+2, W+2): weights 2 direct and 1 diagonal. [1 2 1] twice, less the centre."""
+    rows = framed[..., :-2, :] + framed[..., 2:, :]
+    rows.add_(framed[..., 1:-1, :], alpha=2)
+    both = rows[..., :-2] + rows[..., 2:]
+    both.add_(rows[..., 1:-1], alpha=2)
+    return both.sub_(_inner(framed), alpha=4)
 
 
-def linear_fill(images: torch.Tensor, removed: torch.Tensor, *, sweeps: int = SWEEPS) -> torch.Tensor:
-    """Pictures whose removed pixels are the weighted mean of their neighbours (weights 1/6 direct, 1/12 diagonal), to about 1 % of the range.
+def _inner(framed: torch.Tensor) -> torch.Tensor:
+    return framed[..., 1:-1, 1:-1]
 
-    Solved from coarse to fine: each level starts from the one below and is relaxed a fixed number of times, so that
-    a row's result does not depend on the other rows. A picture with nothing left becomes its own channel means.
+
+def _framed(x: torch.Tensor) -> torch.Tensor:
+    return F.pad(x, (1, 1, 1, 1))
+
+
+def _halved(x: torch.Tensor) -> torch.Tensor:
+    return F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
+
+
+def _doubled(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    large = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+    return large[..., : like.shape[-2], : like.shape[-1]]
+
+
+def _level(unknown: torch.Tensor, held: torch.Tensor) -> _Level:
+    weight = _neighbour_sum(_framed(torch.ones_like(held[:1, :1])))
+    return _Level(unknown, unknown.to(held) / weight, held)
+
+
+def _levels(images: torch.Tensor, unknown: torch.Tensor) -> list[_Level]:
+    """The pictures at full size and halved again and again; a small pixel is known where one of its four is, as their mean."""
+    levels = [_level(unknown, images.masked_fill(unknown, 0.0))]
+    while min(images.shape[-2:]) > COARSEST:
+        share = _halved((~levels[-1].unknown).to(images))
+        below = share == 0
+        images = _halved(levels[-1].held) / share.masked_fill(below, 1.0)
+        levels.append(_level(below, images))
+    return levels
+
+
+def _relax(framed: torch.Tensor, level: _Level, right: torch.Tensor, steps: int) -> None:
+    """Jacobi steps in place: each unknown pixel becomes the weighted mean of its neighbours plus ``right``, each known one ``right``."""
+    inner = _inner(framed)
+    for _ in range(steps):
+        torch.add(_neighbour_sum(framed).mul_(level.factor), right, out=inner)
+
+
+def _cycle(framed: torch.Tensor, levels: Sequence[_Level], right: torch.Tensor) -> None:
+    """One multigrid V-cycle in place: relax, correct by what the coarser levels say of the residual, relax."""
+    level = levels[0]
+    if len(levels) == 1:
+        _relax(framed, level, right, COARSEST_STEPS)
+        return
+    _relax(framed, level, right, STEPS)
+    residual = _neighbour_sum(framed).mul_(level.factor).add_(right).sub_(_inner(framed))
+    # the mean of neighbours differs from the centre by the square of the pixel size
+    residual = _halved(residual).mul_(4).masked_fill_(~levels[1].unknown, 0.0)
+    correction = _framed(residual)
+    _cycle(correction, levels[1:], residual)
+    _inner(framed).add_(_doubled(_inner(correction), level.held).mul_(level.unknown))
+    _relax(framed, level, right, STEPS)
+
+
+def linear_fill(images: torch.Tensor, removed: torch.Tensor) -> torch.Tensor:
+    """Pictures whose removed pixels are the weighted mean of their neighbours (weights 1/6 direct, 1/12 diagonal), to about half a percent of the range.
+
+    Solved by full multigrid: each level starts from the one below and gets one V-cycle, so that a row's result does
+    not depend on the other rows. A picture with nothing left becomes its own channel means.
 
     Parameters
     ----------
@@ -52,28 +105,29 @@ def linear_fill(images: torch.Tensor, removed: torch.Tensor, *, sweeps: int = SW
     References
     ----------
     Rong et al. (2022). A consistent and efficient evaluation strategy for attribution methods. ICML, arXiv:2202.00449
+    Brandt (1977). Multi-level adaptive solutions to boundary-value problems. doi:10.1090/S0025-5718-1977-0431719-X
     """
-    unknown = removed[:, None]
-    known = (~unknown).to(images)
+    out = torch.empty_like(images)
+    for start in range(0, len(images), CHUNK):
+        rows = slice(start, start + CHUNK)
+        out[rows] = _filled(images[rows], removed[rows, None])
+    return out
+
+
+def _filled(images: torch.Tensor, unknown: torch.Tensor) -> torch.Tensor:
+    levels = _levels(images, unknown)
+    count = (~unknown).sum(dim=(2, 3), keepdim=True)
     means = images.mean(dim=(2, 3), keepdim=True)
-    held = known.sum(dim=(2, 3), keepdim=True)
-    fallback = torch.where(held > 0, (images * known).sum(dim=(2, 3), keepdim=True) / held.clamp(min=1), means)
-    start = _solve(torch.where(unknown, fallback, images), unknown, fallback, sweeps)
-    return torch.where(unknown, start, images)
-
-
-def _solve(x: torch.Tensor, unknown: torch.Tensor, fallback: torch.Tensor, sweeps: int) -> torch.Tensor:
-    height, width = x.shape[-2:]
-    if min(height, width) > COARSEST and bool(unknown.any()):
-        known = (~unknown).to(x)
-        weight = F.avg_pool2d(known, 2, ceil_mode=True, count_include_pad=False)
-        pooled = F.avg_pool2d(x * known, 2, ceil_mode=True, count_include_pad=False)
-        below_unknown = weight == 0
-        below = torch.where(below_unknown, fallback, pooled / torch.where(below_unknown, 1.0, weight))
-        below = _solve(below, below_unknown, fallback, sweeps)
-        raised = F.interpolate(below, size=(height, width), mode="bilinear", align_corners=False)
-        x = torch.where(unknown, raised, x)
-    return _relax(x, unknown, sweeps if min(height, width) > COARSEST else 4 * sweeps)
+    known_means = levels[0].held.sum(dim=(2, 3), keepdim=True) / count.clamp(min=1)
+    filled = torch.where(count > 0, known_means, means).expand_as(levels[-1].held)
+    for at in range(len(levels) - 1, -1, -1):
+        level = levels[at]
+        start = filled if at == len(levels) - 1 else _doubled(filled, level.held)
+        framed = _framed(torch.where(level.unknown, start, level.held))
+        _cycle(framed, levels[at:], level.held)
+        filled = _inner(framed)
+    # with nothing held, rounding would drift
+    return torch.where(unknown, torch.where(count > 0, filled, means), images)
 
 
 def blurred(images: torch.Tensor) -> torch.Tensor:
