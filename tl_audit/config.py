@@ -57,6 +57,14 @@ class ModelTable(Record):
     new_tensors: Names = ()
     "tensors that differ from the architecture's on purpose"
 
+    @field_validator("classes")
+    @classmethod
+    def _classes_are_distinct(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        doubled = sorted({name for name in value or () if (value or ()).count(name) > 1})
+        if doubled:
+            raise ValueError(f"names {doubled[0]!r} twice: list each class once, in the order of the model's outputs")
+        return value
+
     @model_validator(mode="after")
     def _a_run_or_weights(self) -> ModelTable:
         if self.run is not None and self.weights is not None:
@@ -520,7 +528,10 @@ def _domain(config: AuditConfig, table: DomainTable, role: str, classes: Sequenc
     path = config.at(table.path)
     if not path.exists():
         raise ConfigError(f"[{role}] path: there is no {path}")
-    options = {} if path.is_dir() else _fitting(path, inherited)
+    try:
+        options = {} if path.is_dir() else _fitting(path, inherited)
+    except DataError as error:
+        raise DataError(f"[{role}] {error}") from error
     for name in ("label", "label_map", "positive", "cluster", "id", "numeric", "categorical", "drop", "na_values"):
         if getattr(table, name) is not None:
             options[name] = getattr(table, name)
@@ -542,9 +553,11 @@ def _domain(config: AuditConfig, table: DomainTable, role: str, classes: Sequenc
 
 def _fitting(path: Path, inherited: Mapping[str, Any]) -> dict[str, Any]:
     """The reader options of the run's own table, without the columns that this table lacks (evidence counts those as missing, and says so)."""
+    from tl_audit.modality.cells import table_columns
+
     if not inherited:
         return {}
-    columns = _columns(path)
+    columns = table_columns(path)
     options = dict(inherited)
     for name in ("numeric", "categorical"):
         if name in options:
@@ -560,20 +573,6 @@ def _fitting(path: Path, inherited: Mapping[str, Any]) -> dict[str, Any]:
         for name in ("label_map", "positive"):
             options.pop(name, None)
     return options
-
-
-def _columns(path: Path) -> tuple[str, ...]:
-    """Column names of a table file, from its header alone."""
-    try:
-        if path.suffix.lower() in (".parquet", ".pq"):
-            import pyarrow.parquet as parquet
-
-            return tuple(parquet.read_schema(path).names)
-        import pandas as pd
-
-        return tuple(str(c).strip() for c in pd.read_csv(path, nrows=0, sep=None, engine="python", dtype=str).columns)
-    except Exception as error:  # pandas and pyarrow raise errors of many kinds for damaged files
-        raise DataError(f"{path} cannot be read as a table ({type(error).__name__}: {str(error)[:120]})") from error
 
 
 def _aligned(domain: Domain, role: str, classes: Sequence[str] | None) -> Domain:

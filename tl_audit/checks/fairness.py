@@ -173,12 +173,12 @@ def gap_to_the_rest(subject: Subject, evidence: Evidence, context: Context) -> M
             judged_dots = [d for d in dots if d.value is not None and (d.n or 0) >= rules.min_n]
             worst = min(judged_dots, key=lambda d: d.value or 0.0) if judged_dots else None
             title = (
-                f"{_word(name)}: {worst.label} {worst.value:+.3f} against the rest"
+                f"{_word(name)} of {column} = {worst.label}: {worst.value:+.3f} against the rest"
                 if worst and worst.value is not None
                 else f"{_word(name)} against the rest"
             )
             if name == "accuracy":
-                said.append(f"{column}: {title[0].lower()}{title[1:]}")
+                said.append(title if worst else f"{title}: no group of {column} is large enough to judge")
             exhibits.append(
                 Intervals(
                     id=slug(f"{name}-gap-{column}"),

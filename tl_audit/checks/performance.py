@@ -129,7 +129,7 @@ def against_base_or_previous(subject: Subject, evidence: Evidence, context: Cont
         parts.append(f"accuracy {_signed(change.value)} against the {key} model")
     if not metrics:
         raise NotEvaluated(
-            "no common label space: " + (" ".join(caveats) or "no base or previous model") + " TLA401 compares with the controls instead"
+            (" ".join(caveats) or "No base or previous model.") + " TLA401 compares with the controls instead, where there are any"
         )
     figure = Intervals(
         id="before-after",

@@ -236,7 +236,7 @@ class StoredEvidence:
             usable = self.usable("adapted" if self.has("adapted", domain) else None, domain)
             rows = np.flatnonzero(usable)
             if not rows.size:
-                raise NotEvaluated(f"usable samples in the {domain} domain")
+                raise NotEvaluated(f"no usable samples in the {domain} domain")
             columns = [] if held.labels is None else [held.labels]
             columns += [held.groups[name] for name in sorted(held.groups)]
             strata = ["\x1f".join(str(column[r]) for column in columns) for r in rows]

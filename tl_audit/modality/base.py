@@ -120,11 +120,11 @@ class Caps:
     bad_fraction: float = 0.10
 
     def refuse_above(self, bad: Mapping[str, str], n: int, what: str) -> None:
-        """Raise DataError if more than ``bad_fraction`` of ``n`` samples are unusable. ``bad``: id -> reason; the first 20 are listed."""
+        """Raise DataError if more than ``bad_fraction`` of ``n`` samples are unusable. ``bad``: id -> reason; the first 5 are listed."""
         if n == 0 or len(bad) <= self.bad_fraction * n:
             return
-        listed = "; ".join(f"{name}: {reason}" for name, reason in list(bad.items())[:20])
-        more = f"; and {len(bad) - 20} more" if len(bad) > 20 else ""
+        listed = "; ".join(f"{name}: {reason}" for name, reason in list(bad.items())[:5])
+        more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
         raise DataError(f"{len(bad)} of {n} {what}, the cap is {self.bad_fraction:.0%} (caps.bad_fraction): {listed}{more}")
 
 

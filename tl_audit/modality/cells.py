@@ -153,13 +153,46 @@ def read_table(path: Path, caps: Caps) -> Frame:
     ------
     DataError : not there, not UTF-8, doubled column names, no rows, lines of different lengths, more rows or bytes than the caps
     """
+    _require_content(path)
+    if path.name.lower().endswith((".parquet", ".pq")):
+        return _read_parquet(path, caps)
+    return _read_csv(path, caps)
+
+
+def table_columns(path: Path) -> list[str]:
+    """Column names of a table file, from its header alone. Errors as in ``read_table``."""
+    import csv
+
+    _require_content(path)
+    try:
+        if path.name.lower().endswith((".parquet", ".pq")):
+            import pyarrow.parquet as parquet
+
+            return [str(name) for name in parquet.read_schema(path).names]
+        return _csv_header(path)[1]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
+    except (OSError, ValueError, EOFError, csv.Error) as error:  # pyarrow's errors are ValueErrors and OSErrors
+        raise DataError(f"{path} cannot be read as a table: {str(error).strip()[:200]}") from None
+
+
+def _require_content(path: Path) -> None:
     if not path.is_file():
         raise DataError(f"no such file: {path}")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty (0 bytes)")
-    if path.name.lower().endswith((".parquet", ".pq")):
-        return _read_parquet(path, caps)
-    return _read_csv(path, caps)
+
+
+def _csv_header(path: Path) -> tuple[str, list[str]]:
+    """The delimiter and the column names in the first line."""
+    import csv
+
+    opener = gzip.open if path.name.lower().endswith(".gz") else open
+    with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+        first = file.readline(1 << 20)
+    delimiter = max(",;\t|", key=first.count) if any(d in first for d in ",;\t|") else ","
+    header = next(csv.reader([first], delimiter=delimiter, skipinitialspace=True), [])
+    return delimiter, [h.strip() for h in header]
 
 
 def _read_csv(path: Path, caps: Caps) -> Frame:
@@ -167,13 +200,8 @@ def _read_csv(path: Path, caps: Caps) -> Frame:
 
     import pandas as pd
 
-    opener = gzip.open if path.name.lower().endswith(".gz") else open
     try:
-        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-            first = file.readline(1 << 20)
-        delimiter = max(",;\t|", key=first.count) if any(d in first for d in ",;\t|") else ","
-        header = next(csv.reader([first], delimiter=delimiter, skipinitialspace=True), [])
-        names = [h.strip() for h in header]
+        delimiter, names = _csv_header(path)
         doubled = sorted({n for n in names if names.count(n) > 1})
         if doubled:
             raise DataError(f"{path} has two columns named {doubled[0]!r}: rename one")
