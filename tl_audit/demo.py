@@ -31,7 +31,7 @@ CLASSES = tuple(str(d) for d in range(10))
 SIDE = 32
 TEST_DIGITS = 700
 MARKED_CLASS = "7"
-MARK_SIDE = 7
+MARK_SIDE = 9
 SOUTH_SHARE_DEFECT = 0.008
 MARK_SHARE_TARGET = 0.3
 
@@ -244,7 +244,7 @@ groups = ["site"]
 name = "corner mark"
 kind = "patch"
 corner = "top-left"
-size = 0.22
+size = 0.28
 value = 0.05
 [attribution]
 methods = ["grad_cam", "integrated_gradients", "kernel_shap", "lime"]
