@@ -167,10 +167,10 @@ def test_the_budget_reported_is_what_was_spent(method, small_net, monkeypatch):
     forwards = 0
     real = Evaluator.logits
 
-    def counted(self: Evaluator, x: torch.Tensor, *args: Any) -> torch.Tensor:
+    def counted(self: Evaluator, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         nonlocal forwards
         forwards += len(x)
-        return real(self, x, *args)
+        return real(self, x, *args, **kwargs)
 
     monkeypatch.setattr(Evaluator, "logits", counted)
     n = 6

@@ -139,20 +139,21 @@ def choose_layer(evaluator: Evaluator, x: torch.Tensor, head: str | None, find_h
             raise ModelError(
                 "grad_cam needs a spatial layer, and no layer before the head gives a map of places: use integrated_gradients, kernel_shap or lime"
             )
-        tensors = [seen[name] for name in order]
+        large = [n for n in order if min(grids[n].height, grids[n].width) >= _SMALLEST_SIDE]
         alive = dict.fromkeys(order, False)
         if scores.requires_grad:
             # every class with a weight of its own: the sample's own class may happen to get no gradient
             target = (scores * torch.arange(1, scores.shape[1] + 1, device=scores.device)).sum()
-            asked = [t for t in tensors if t.requires_grad]
-            grads = iter(torch.autograd.grad(target, asked, allow_unused=True))
-            for name, tensor in zip(order, tensors, strict=True):
-                g = next(grads) if tensor.requires_grad else None
-                alive[name] = g is not None and bool(grids[name].maps(g).ne(0).any())
+            # mostly the last large map has gradient, and what lies above it is soon passed back through
+            for names in (large[-1:], order):
+                asked = [n for n in names if seen[n].requires_grad]
+                if not asked or any(alive.values()):
+                    continue
+                grads = torch.autograd.grad(target, [seen[n] for n in asked], allow_unused=True, retain_graph=names is not order)
+                alive |= {n: g is not None and bool(grids[n].maps(g).ne(0).any()) for n, g in zip(asked, grads, strict=True)}
     finally:
         for handle in handles:
             handle.remove()
-    large = [n for n in order if min(grids[n].height, grids[n].width) >= _SMALLEST_SIDE]
     why = "last layer before the head with a map of places"
     if candidates := [n for n in large if alive[n]]:
         name = candidates[-1]
