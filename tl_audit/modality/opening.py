@@ -142,15 +142,16 @@ def open_data(
             frame, join = _beside(frame, joined), None
         else:
             frame, join = joined.frame, joined.rows
-        skipped += [(name, f"in {joined.frame.where}, but there is no such sample") for name in joined.unmatched]
+        file = Path(joined.frame.where).name  # notes go into the record, which must not depend on where the data lie
+        skipped += [(name, f"in {file}, but there is no such sample") for name in joined.unmatched]
         without = [samples.ids[i] for i in np.flatnonzero(joined.rows < 0)]
-        notes.append(f"{joined.frame.where} was joined on {joined.key!r}: {n - len(without)} of {n} samples have a row")
+        notes.append(f"{file} was joined on {joined.key!r}: {n - len(without)} of {n} samples have a row")
         if without:
             listed = ", ".join(without[:20]) + (", ..." if len(without) > 20 else "")
-            notes.append(f"{len(without)} samples have no row in {joined.frame.where}: {listed}")
+            notes.append(f"{len(without)} samples have no row in {file}: {listed}")
         if joined.unmatched:
             listed = ", ".join(joined.unmatched[:20]) + (", ..." if len(joined.unmatched) > 20 else "")
-            notes.append(f"{len(joined.unmatched)} rows of {joined.frame.where} have no sample: {listed}")
+            notes.append(f"{len(joined.unmatched)} rows of {file} have no sample: {listed}")
         if isinstance(samples, ImageFiles):
             columns = {name: column_values(frame, join, name, "metadata") for name in frame.columns}
             samples = ImageFiles(samples.root, samples.ids, samples.caps, columns)
