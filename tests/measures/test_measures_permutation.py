@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from tl_audit.errors import DataError
+from tl_audit.measures import intervals
 from tl_audit.measures.permutation import (
     domain_labellings,
     mcnemar_p,
@@ -173,3 +174,10 @@ def test_tables_without_information_have_no_p_or_one():
     assert two_proportion_p(4, 4, 5, 5) == 1.0
     with pytest.raises(DataError, match="not two rates"):
         two_proportion_p(5, 4, 0, 1)
+
+
+def test_tails_that_underflow_are_small_and_not_zero() -> None:
+    assert 0 < mcnemar_p(0, 5000) < 1e-300
+    assert 0 < two_proportion_p(0, 10_000, 9_999, 10_000) < 1e-300  # type: ignore[operator]
+    apart = np.linspace(0.0, 1e-6, 700)
+    assert 0 < intervals.mean_difference(apart, apart + 1.0).p_value < 1e-300  # type: ignore[operator]

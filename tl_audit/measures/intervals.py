@@ -24,7 +24,7 @@ from tl_audit.measures.estimate import (
     normal_quantile,
     t_quantile,
 )
-from tl_audit.measures.permutation import mcnemar_p, sign_flip_p, two_proportion_p
+from tl_audit.measures.permutation import mcnemar_p, representable_p, sign_flip_p, two_proportion_p
 from tl_audit.measures.sampling import cluster_codes, generator
 
 RESAMPLES = 2000
@@ -737,7 +737,7 @@ def _mean_ladder(values: FloatArray, codes: IntArray, seed: int, resamples: int)
 def _t_estimate(base: Estimate, error: float, freedom: float) -> Estimate:
     value = base.value or 0.0
     ladder = build_ladder(lambda alpha: _around(value, error * t_quantile(alpha, freedom)))
-    p = float(2 * stats.t.sf(abs(value) / error, freedom))
+    p = representable_p(2 * stats.t.sf(abs(value) / error, freedom))
     return replace(base, ladder=ladder, p_value=p, details=base.details | {"standard_error": error, "degrees_of_freedom": float(freedom)})
 
 

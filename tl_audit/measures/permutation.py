@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -215,6 +216,17 @@ def sign_flip_p(differences: ArrayLike, *, cluster: ArrayLike | None = None, res
     return permutation_p(observed, null)
 
 
+def representable_p(p: float) -> float:
+    """A computed tail, at least the smallest normal float: no event has probability 0, an underflow only says that it is below that.
+
+    Examples
+    --------
+    >>> representable_p(0.0) > 0
+    True
+    """
+    return max(float(p), sys.float_info.min)
+
+
 def mcnemar_p(only_first: int, only_second: int) -> float:
     """[P3] Exact McNemar test from the two discordant counts; 1 where there is none.
 
@@ -226,7 +238,7 @@ def mcnemar_p(only_first: int, only_second: int) -> float:
     total = only_first + only_second
     if total == 0:
         return 1.0
-    return float(min(1.0, 2 * stats.binom.cdf(min(only_first, only_second), total, 0.5)))
+    return representable_p(min(1.0, 2 * stats.binom.cdf(min(only_first, only_second), total, 0.5)))
 
 
 def two_proportion_p(k1: int, n1: int, k2: int, n2: int) -> float | None:
@@ -242,10 +254,10 @@ def two_proportion_p(k1: int, n1: int, k2: int, n2: int) -> float | None:
     if k in (0, n):
         return 1.0
     if min(n1, n2) * min(k, n - k) / n < 5:
-        return float(stats.fisher_exact([[k1, n1 - k1], [k2, n2 - k2]])[1])
+        return representable_p(stats.fisher_exact([[k1, n1 - k1], [k2, n2 - k2]])[1])
     p = k / n
     z = (k1 / n1 - k2 / n2) / np.sqrt(p * (1 - p) * (1 / n1 + 1 / n2))
-    return float(2 * stats.norm.sf(abs(z)))
+    return representable_p(2 * stats.norm.sf(abs(z)))
 
 
 def mean_difference_p(
