@@ -170,3 +170,24 @@ def test_probabilities_are_explained_through_their_logarithm(cnn):
     x = torch.rand(2, 3, 32, 32)
     a = explain(Model(net, classes=cnn.classes, head="0"), x, method="kernel_shap", budget=20)
     assert any("probabilities" in note for note in a.caveats)
+
+
+@pytest.mark.parametrize("method", ["integrated_gradients", "kernel_shap"])
+def test_the_probability_can_be_explained_instead_of_the_logit(method, cnn):
+    x = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    start = torch.zeros_like(x[:1])
+    with torch.no_grad():
+        change = (cnn.module.eval()(x).softmax(1) - cnn.module(start).softmax(1))[:, 1].double().numpy()
+    maps = explain(cnn, x, method=method, target=1, of="probability", baseline=start)
+    np.testing.assert_allclose([p.sum() for p in maps.player_values], change, atol=1e-4)
+    assert maps.params["output"] == "probability"
+
+
+def test_grad_cam_of_the_probability_differs_from_that_of_the_logit(cnn):
+    x = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert not np.allclose(explain(cnn, x, target=1).values, explain(cnn, x, target=1, of="probability").values)
+
+
+def test_an_unknown_quantity_is_refused(cnn):
+    with pytest.raises(ConfigError, match="of is 'log-odds': expected one of logit, probability"):
+        explain(cnn, torch.rand(1, 3, 16, 16), of="log-odds")
