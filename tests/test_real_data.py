@@ -269,6 +269,24 @@ samples = 30
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     result = load_json(tmp_path / "reports" / "insects" / "report.json")
     assert result["TLA301"].metrics["accuracy"].value >= 0.88  # type: ignore[operator]
-    assert result["TLA302"].status == "not_evaluated"
     assert result["TLA103"].status == "pass", result["TLA103"].reason
+    assert result["TLA201"].status == "pass", result["TLA201"].reason
+    assert "the base model has no class 'ants'" in result["TLA302"].reason
+    for code in ("TLA502", "TLA509"):
+        assert result[code].status == "not_evaluated", code
+        assert "needs labels of the source domain" in result[code].reason
     assert result.outcome.counts["error"] == 0
+    # a second method on the stored evidence; its maps are checked for faithfulness alone, on fewer samples, to save time
+    (tmp_path / "second.toml").write_text(
+        (tmp_path / "audit.toml")
+        .read_text(encoding="utf-8")
+        .replace('["grad_cam"]\nsamples = 30', '["grad_cam", "integrated_gradients"]\nsamples = 12'),
+        encoding="utf-8",
+    )
+    done = tl_audit("run", "second.toml", "--out", "reports/second", "--select", "TLA702", "--fail-on", "never", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    second = load_json(tmp_path / "reports" / "second" / "report.json")
+    for method in ("grad_cam", "integrated_gradients"):
+        gain = next(m for m in second["TLA702"].measurement.metrics if m.name == "faithfulness_gain" and m.slice == {"method": method})  # type: ignore[union-attr]
+        assert gain.n["target"] == 12
+        assert gain.interval[0] > 0, "the maps know more than a random map"  # type: ignore[index]

@@ -429,6 +429,15 @@ def proper_scores(subject: Subject, evidence: Evidence, context: Context) -> Mea
     )
 
 
+def _gap_title(gap: float | None) -> str:
+    """The train-test gap in words; a share minus a share is told in points, not in per cent."""
+    if gap is None:
+        return "Accuracy on training data and on the target"
+    if abs(gap) < 0.0005:
+        return "Accuracy on the target is that on the training data"
+    return f"Accuracy on the target is {abs(gap) * 100:.1f} points {'below' if gap > 0 else 'above'} that on the training data"
+
+
 @check("TLA308", "Train–test gap", section="performance", severity="medium", needs=(*NEEDS, "train.labels", "adapted@train"))
 def train_test_gap(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """How much of its training performance does the model lose on new data?
@@ -463,7 +472,7 @@ def train_test_gap(subject: Subject, evidence: Evidence, context: Context) -> Me
         dots.append(Dot(label=name, value=rate.value, interval=rate.interval(rules.confidence), n=rate.n))
     figure = Intervals(
         id="train-and-target",
-        title=f"Accuracy falls by {_percent(gap.value)} from training data to target",
+        title=_gap_title(gap.value),
         how_to_read="Accuracy of the adapted model on the data it was trained on and on the target.",
         alt=f"Train minus target accuracy: {_signed(gap.value)}.",
         caption=f"n = {train.n} train, {target.n} target; {rules.confidence:.0%} intervals.",

@@ -260,7 +260,7 @@ def _open_folder(root: Path, caps: Caps) -> _Source:
     notes = []
     if others:
         notes.append(
-            f"{len(others)} files in {root} are no images and were passed over: {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}"
+            f"{len(others)} file{'s' if len(others) > 1 else ''} in {root.name} passed over, because not an image: {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}"
         )
     samples = ImageFiles(root, tuple(images), caps)
     at_top = [name for name in images if "/" not in name]
