@@ -71,15 +71,16 @@ def deterministic(device: str) -> Iterator[torch.device]:
     chosen = _device(device)
     if chosen.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # must stand before CUDA starts
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    # not use_deterministic_algorithms, which loads a compiler of 900 modules to say the same
+    before = torch.get_deterministic_debug_mode()
     cudnn: Any = torch.backends.cudnn  # Any: torch declares these flags dynamically
     benchmark = cudnn.benchmark
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")
     cudnn.benchmark = False
     try:
         yield chosen
     finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.set_deterministic_debug_mode(before)
         cudnn.benchmark = benchmark
 
 
