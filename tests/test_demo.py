@@ -108,3 +108,10 @@ def test_the_demo_repeats_from_its_own_files_without_running_a_model_twice(plant
     second = load_json(tmp_path / "report.json")
     assert second["TLA301"].metrics["accuracy"].value == result["TLA301"].metrics["accuracy"].value
     assert second.policy.sha256 != result.policy.sha256
+
+
+def test_the_record_does_not_depend_on_where_the_data_lie(planted) -> None:
+    _, out, _ = planted
+    text = (out / "report.json").read_text(encoding="utf-8")
+    assert str(out) not in text
+    assert "tl-audit run audit.toml" in text

@@ -73,7 +73,7 @@ def test_the_wheel_renders_a_report_outside_the_repository(tmp_path: Path) -> No
         f"assert str(pathlib.Path(tl_audit.__file__)).startswith({str(site)!r}), tl_audit.__file__\n"
         "from tl_audit.cli import main\n"
         f"sys.argv = ['tl-audit', 'render', {str(sample)!r}, '--out', 'page']\n"
-        "main()\n"
+        "sys.exit(main())\n"
     )
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYTHONPATH": str(site)}
     done = run(code, cwd=str(tmp_path), env=env)

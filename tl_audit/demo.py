@@ -80,7 +80,7 @@ def run_demo(
     say("adapting it to the target device in two stages, with both controls")
     adapt(Plan.from_toml(out / "plan.toml"), out=out / "runs" / "adapted", progress=say)
     say("auditing")
-    return run_audit(out / "audit.toml", out=out, policy=policy, seed=seed, overrides=overrides, say=say)
+    return run_audit(out / "audit.toml", out=out, policy=policy, seed=seed, overrides=overrides, say=say, command="tl-audit run audit.toml")
 
 
 def write_data(folder: Path, *, clean: bool, seed: int) -> None:
