@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tl_audit.errors import ConfigError
+from tl_audit.errors import ConfigError, DataError, NotEvaluated
 
 if TYPE_CHECKING:
     from tl_audit.checks.base import Check
     from tl_audit.policy import Policy
     from tl_audit.report import AuditReport
     from tl_audit.subject import Domain, Subject
+
+log = logging.getLogger(__name__)
 
 DEFAULT_METHODS = ("grad_cam", "integrated_gradients", "kernel_shap", "lime")
 
@@ -101,21 +104,28 @@ def subject_of_run(
     train: Domain | None = None,
     validation: Domain | None = None,
 ) -> Subject:
-    """The subject of a run directory, with the domains given."""
+    """The subject of a run directory with the domains given; its own training data are found again where they still lie."""
     from tl_audit.finetune import load_run
     from tl_audit.subject import Subject
 
     if target is None:
         raise ConfigError(f"auditing the run {path} needs target=Domain(...): the data the adapted model will meet")
     run = load_run(path)
+    given = {"train": train, "validation": validation}
+    for role, domain in given.items():
+        if domain is None:
+            try:
+                given[role] = run.domain(role)
+            except (DataError, NotEvaluated) as error:
+                log.info("%s data of the run %s is not there (%s); its hashes serve where they can", role, path, error)
     return Subject(
         adapted=run.adapted,
         base=run.base,
         controls=run.controls,
         target=target,
         source=source,
-        train=train,
-        validation=validation,
+        train=given["train"],
+        validation=given["validation"],
         record=run.record,
         same_as_adapted=run.same_as_adapted,
         run_dir=str(path),

@@ -445,7 +445,7 @@ def _reason(status: Status, deciding: Sequence[Judged], judged: Sequence[Judged]
             text += " At least a warning; failure is not excluded."
         return text
     if worst.short:
-        text = f"{named} could not be judged: {worst.note}."
+        text = f"{named} could not be judged: {(worst.note or 'undefined').removeprefix('undefined: ')}."
         if worst.missing_n is not None:
             text = text[:-1] + f"; {worst.missing_n} more are needed to judge it."
         return text + _further(deciding, worst, "undecided")

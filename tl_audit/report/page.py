@@ -709,6 +709,21 @@ def _why(view: FindingView) -> str:
     return view.reason.removeprefix("not evaluated:").removeprefix("not assessed:").strip()
 
 
+def _input(need: str) -> str:
+    """A missing input in words: "source.labels" -> "labels of the source", "adapted@source" -> "adapted model on the source"."""
+    if "|" in need:
+        return " or ".join(map(_input, need.split("|")))
+    if "@" in need:
+        model, role = need.split("@", 1)
+        return f"{_input(model)} on the {role}"
+    if "." in need:
+        owner, part = need.split(".", 1)
+        return f"{part} of the {owner}"
+    if need.startswith("control:"):
+        return f"control {need.removeprefix('control:')}"
+    return f"{need} model" if need in ("adapted", "base", "previous") else need
+
+
 def _absent(findings: Sequence[FindingView]) -> tuple[Absent, ...]:
     """Not assessed: one line per finding, grouped by what is missing where there are more than six."""
     lacking = [f for f in findings if f.status in ("not_evaluated", "error")]
@@ -716,7 +731,7 @@ def _absent(findings: Sequence[FindingView]) -> tuple[Absent, ...]:
         return tuple(Absent(shorten(_why(f), 120), (f,), f.status) for f in lacking)
     groups: dict[tuple[str, str], list[FindingView]] = {}
     for f in lacking:
-        what = "the check broke" if f.status == "error" else ", ".join(f.missing) if f.missing else shorten(_why(f), 90)
+        what = "the check broke" if f.status == "error" else ", ".join(map(_input, f.missing)) if f.missing else shorten(_why(f), 90)
         groups.setdefault((f.status, what), []).append(f)
     return tuple(Absent(what, tuple(members), status) for (status, what), members in groups.items())
 
