@@ -31,7 +31,11 @@ def no_network(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) 
     connect = socket.socket.connect
 
     def guarded(self: socket.socket, address: object) -> None:
-        if self.family in (socket.AF_INET, socket.AF_INET6) and isinstance(address, tuple) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+        if (
+            self.family in (socket.AF_INET, socket.AF_INET6)
+            and isinstance(address, tuple)
+            and address[0] not in ("127.0.0.1", "::1", "localhost")
+        ):
             raise OSError(f"tests do not use the network (tried {address})")
         connect(self, address)  # type: ignore[arg-type]
 

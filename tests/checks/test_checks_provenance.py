@@ -101,7 +101,7 @@ def test_a_missing_input_is_named(check):
     elif check.code in ("TLA109", "TLA110"):
         assert "adapted.file|base.file" in check.needs
     else:
-        with pytest.raises(NotEvaluated, match="the base model|the adapted model|needs the"):
+        with pytest.raises(NotEvaluated, match=r"the base model|the adapted model|needs the"):
             measure(check, bare)
 
 
