@@ -145,6 +145,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         tell(str(error))
         return 2
     except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # typer turns a closed pipe into exit code 1, which would read as a failed gate
+            _close_stdout()
+            return 0
         return end.code if isinstance(end.code, int) else 0 if end.code is None else 2
     except Exception as error:
         usage = getattr(error, "format_message", None)

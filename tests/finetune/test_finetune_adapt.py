@@ -151,7 +151,7 @@ def test_a_stage_of_another_plan_other_data_or_a_damaged_one_is_trained_anew(net
     assert len(calls) == 4
 
 
-def test_ctrl_c_finishes_the_batch_and_keeps_what_is_done(net: ta.Model, domain: ta.Domain, tmp_path: Path):
+def test_ctrl_c_finishes_the_batch_and_keeps_what_is_done(net: ta.Model, domain: ta.Domain, tmp_path: Path, request: pytest.FixtureRequest):
     import os
     import signal
 
@@ -162,6 +162,9 @@ def test_ctrl_c_finishes_the_batch_and_keeps_what_is_done(net: ta.Model, domain:
         if text.startswith("stage 2/2") and "epoch 1/" in text:
             os.kill(os.getpid(), signal.SIGINT)
 
+    # a process started in the background ignores SIGINT, and so would the engine
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, inherited))
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with pytest.raises(Interrupted) as stopped:
         ta.adapt(plan_for(net, *TWO), domain, out=tmp_path / "run", progress=say)
