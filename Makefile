@@ -21,10 +21,10 @@ demo: $(VENV)/.ready
 	$(BIN)/tl-audit demo --out reports/demo
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 slow: $(VENV)/.ready
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 check: $(VENV)/.ready
 	$(BIN)/ruff format --check .
