@@ -26,6 +26,7 @@ class ArrayEvidence:
         self._cluster: dict[str, np.ndarray] = {}
         self._layers: dict[str, tuple[str, ...]] = {}
         self.positive_class: str | None = None
+        self._unlabelled: set[str] = set()
         self.rules, self.seed, self.samples, self.methods = Rules(), seed, "off", ()
 
     def domain(self, role: str, labels: Any, groups: dict[str, Any] | None = None, cluster: Any = None) -> ArrayEvidence:
@@ -58,10 +59,10 @@ class ArrayEvidence:
         return tuple(f"{domain}-{i}" for i in range(self.n(domain)))
 
     def n(self, domain: str) -> int:
-        return len(self.labels(domain))
+        return len(self._labels[domain])
 
     def labels(self, domain: str) -> np.ndarray:
-        if domain not in self._labels:
+        if domain not in self._labels or domain in self._unlabelled:
             raise NotEvaluated(f"labels of the {domain}")
         return self._labels[domain]
 

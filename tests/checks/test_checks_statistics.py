@@ -306,3 +306,41 @@ def test_group_rates_are_those_of_fairlearn_where_nothing_is_degenerate(rng):
     for name in ("tpr", "fpr", "selection_rate"):
         for group in "abc":
             assert found.select(name, site=group).value == pytest.approx(frame.by_group.loc[group, name], abs=1e-12)
+
+
+def test_without_target_labels_the_class_mix_is_estimated_and_never_passed(rng):
+    source = (rng.random(3000) < 0.5).astype(int)
+    target = (rng.random(3000) < 0.8).astype(int)
+    evidence = ArrayEvidence().domain("source", source).domain("target", np.full(3000, -1))
+    evidence.outputs("adapted", "source", noisy(rng, source, 0.9, 2)).outputs("adapted", "target", noisy(rng, target, 0.9, 2))
+    evidence._unlabelled = {"target"}
+    found = measure(shift.label_shift, evidence, "adapted")
+    assert found.select("label_tvd").value is None
+    weight = found.select("label_weight", **{"class": "b"})
+    assert weight.interval[0] < 0.8 / 0.5 < weight.interval[1]
+    assert judged(shift.label_shift, found).status not in {"pass", "warn", "fail"}
+
+
+# (true positives, misses, false alarms, true negatives) by group, from the rates and sizes that Fairlearn's user guide prints
+EIGHTEEN_ROWS = {"a": (1, 1, 2, 0), "b": (3, 2, 0, 1), "c": (2, 3, 2, 1)}
+
+
+def test_the_published_eighteen_rows():
+    groups, truth, guess = [], [], []
+    for group, counts in EIGHTEEN_ROWS.items():
+        for (y, p), times in zip(((1, 1), (1, 0), (0, 1), (0, 0)), counts, strict=True):
+            groups += [group] * times
+            truth += [y] * times
+            guess += [p] * times
+    assert len(truth) == 18
+    evidence = ArrayEvidence(("no", "yes")).domain("target", truth, {"group": groups}).outputs("adapted", "target", guess)
+    evidence.positive_class = "yes"
+    found = measure(fairness.group_performance, evidence, "adapted")
+    rates = {name: {g: found.select(name, group=g).value for g in "abc"} for name in ("tpr", "fpr", "selection_rate")}
+    assert rates["tpr"] == pytest.approx({"a": 0.5, "b": 0.6, "c": 0.4})
+    assert rates["fpr"] == pytest.approx({"a": 1.0, "b": 0.0, "c": 2 / 3})
+    assert rates["selection_rate"] == pytest.approx({"a": 0.75, "b": 0.5, "c": 0.5})
+    spread = {name: max(r.values()) - min(r.values()) for name, r in rates.items()}
+    assert spread["selection_rate"] == pytest.approx(0.25)
+    assert min(rates["selection_rate"].values()) / max(rates["selection_rate"].values()) == pytest.approx(0.6667, abs=5e-5)
+    assert max(spread["tpr"], spread["fpr"]) == pytest.approx(1.0)

@@ -106,7 +106,7 @@ def covariate_shift(subject: Subject, evidence: Evidence, context: Context) -> M
     )  # fmt: skip
 
 
-@check("TLA502", "Label shift", section="shift", severity="medium", needs=("source", "target", "source.labels|adapted@source"))
+@check("TLA502", "Label shift", section="shift", severity="medium", needs=("source", "target", "source.labels"))
 def label_shift(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """Did the mix of classes change?
 
@@ -118,7 +118,11 @@ def label_shift(subject: Subject, evidence: Evidence, context: Context) -> Measu
     How to reduce the risk: re-weight, or re-calibrate on target data.
     """
     rules, seed = context.rules, context.seed
-    source, target = _labels(evidence, "source"), _labels(evidence, "target")
+    try:
+        target = _labels(evidence, "target")
+    except NotEvaluated:
+        return _label_shift_from_predictions(evidence, context)
+    source = _labels(evidence, "source")
     classes = tuple(sorted(set(evidence.classes("source")) | set(evidence.classes("target"))))
     only = sorted(set(evidence.classes("source")) ^ set(evidence.classes("target")))
     code = {name: i for i, name in enumerate(classes)}
@@ -159,7 +163,69 @@ def label_shift(subject: Subject, evidence: Evidence, context: Context) -> Measu
         bars=tuple(bars),
     )
     caveats = [f"Classes in only one of the two domains: {', '.join(only)}."] if only else []
+    try:
+        metrics.append(metric("bbse_condition", _black_box(evidence, seed)[0].condition, rules=rules, n=n))
+    except NotEvaluated as gap:
+        metrics.append(Metric(name="bbse_condition", value=None, reason=str(gap)))
     return Measurement(summary=summary, metrics=tuple(metrics), exhibits=(figure,), caveats=tuple(caveats), params={"seed": seed})
+
+
+def _black_box(evidence: Evidence, seed: int) -> tuple[shift.BlackBoxShift, tuple[str, ...], dict[str, int]]:
+    """Black-box shift estimation from the adapted model's predictions on source and target, in its own class order."""
+    source = judged(evidence, "adapted", "source")
+    rows = np.flatnonzero(evidence.usable("adapted", "target"))
+    if rows.size == 0:
+        raise NotEvaluated("finite outputs of the adapted model on the target")
+    cluster = evidence.cluster("target")
+    units = (source.cluster, np.asarray(cluster)[rows]) if source.cluster is not None and cluster is not None else (None, None)
+    found = shift.bbse(
+        source.predicted,
+        source.truth,
+        np.asarray(evidence.predictions("adapted", "target")[rows], dtype=np.int64),
+        classes=len(source.classes),
+        cluster_source=units[0],
+        cluster_target=units[1],
+        seed=seed,
+    )
+    return found, source.classes, {"source": source.n, "target": int(rows.size)}
+
+
+def _label_shift_from_predictions(evidence: Evidence, context: Context) -> Measurement:
+    """TLA502 where the target has no labels: the class mix is estimated from predictions (Lipton 2018), which holds under label shift alone."""
+    rules = context.rules
+    found, classes, n = _black_box(evidence, context.seed)
+    why = "the target has no labels: read the weights estimated from predictions"
+    metrics = [
+        Metric(name="label_tvd", value=None, reason=why, better="lower", n=n),
+        Metric(name="label_js", value=None, reason=why, better="lower", n=n, unit="bits"),
+        Metric(name="effective_sample_share", value=None, reason=why, n=n),
+        metric("bbse_condition", found.condition, rules=rules, n=n),
+    ]
+    bars = []
+    for name, weight, share in zip(classes, found.weights, found.shares, strict=True):
+        metrics.append(metric("label_weight", weight, rules=rules, slice={"class": name}, n=n))
+        bars.append(
+            Bar(label=name, series="target, estimated", value=share.value, interval=share.interval(rules.confidence), note=share.reason)
+        )
+    moved = [w for w in found.weights if w.value is not None]
+    summary = (
+        f"Without target labels the class weights are estimated from predictions: {min(w.value or 0 for w in moved):.2f} to {max(w.value or 0 for w in moved):.2f} (1: no change)."
+        if moved
+        else "The class mix of the target cannot be estimated: the predictions do not tell the classes apart well enough."
+    )
+    figure = Bars(
+        id="class-mix",
+        title=summary,
+        how_to_read="Share of each class in the target, estimated from the adapted model's predictions; a share below 0 is drawn at 0 and kept in the record.",
+        alt=summary,
+        caption=f"n = {n['source']} source, {n['target']} target; {rules.confidence:.0%} intervals.",
+        value_label="share of the domain",
+        bars=tuple(bars),
+    )
+    caveats = ("The estimate holds only if the classes look alike in source and target; where TLA501 finds a shift, that is in doubt.",)
+    return Measurement(
+        summary=summary, metrics=tuple(metrics), exhibits=(figure,), caveats=caveats, params={"seed": context.seed, "estimated": True}
+    )
 
 
 @check(
