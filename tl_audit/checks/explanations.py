@@ -24,6 +24,7 @@ from tl_audit.attribution.quality import (
 )
 from tl_audit.attribution.randomise import randomised_copy
 from tl_audit.checks.base import Check, Context, check, exact, metric
+from tl_audit.checks.wording import signed
 from tl_audit.errors import ModelError, NotEvaluated
 from tl_audit.evidence.base import Evidence
 from tl_audit.measures.attribution import over_rows, rank_correlation
@@ -197,11 +198,11 @@ def faithfulness(subject: Subject, evidence: Evidence, context: Context) -> Meas
                 float(random_road[ok].mean()) if ok.any() else None,
                 estimates["road_combined"][0].value,
                 value,
-                "" if interval is None else f"{interval[0]:+.3f} to {interval[1]:+.3f}",
+                "" if interval is None else f"{signed(interval[0])} to {signed(interval[1])}",
             )
         )
         if value is not None:
-            said.append(f"{method} {value:+.3f}")
+            said.append(f"{method} {signed(value)}")
     metrics += _blank_metrics(maps)
     metrics += _unavailable(("faithfulness_gain",), maps.missing)
     table = Table(

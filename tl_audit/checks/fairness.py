@@ -8,6 +8,7 @@ import numpy as np
 
 from tl_audit.checks.base import Check, Context, check, exact, metric
 from tl_audit.checks.selection import Judged, judged
+from tl_audit.checks.wording import percent, signed
 from tl_audit.errors import NotEvaluated
 from tl_audit.evidence.base import Evidence
 from tl_audit.measures import calibration, fairness
@@ -41,7 +42,7 @@ def group_performance(subject: Subject, evidence: Evidence, context: Context) ->
     """
     rules = context.rules
     rows = judged(evidence, "adapted", "target")
-    positive = _positive(evidence, rows)
+    positive = rows.positive(evidence)
     metrics: list[Metric] = []
     exhibits: list[Intervals | Table] = []
     said = []
@@ -84,7 +85,7 @@ def group_performance(subject: Subject, evidence: Evidence, context: Context) ->
                     id=slug(f"{name}-by-{column}"),
                     title=f"{_word(name)} by {column}",
                     how_to_read="Dots are groups, largest first; hollow ones are below the minimum n. Compare groups in TLA602, not by the overlap of intervals.",
-                    alt="; ".join(f"{d.label} {_percent(d.value)}" for d in dots[:8]) + ".",
+                    alt="; ".join(f"{d.label} {percent(d.value)}" for d in dots[:8]) + ".",
                     caption=f"n = {rows.n}; {rules.confidence:.0%} intervals.",
                     value_label=_word(name).lower(),
                     dots=tuple(dots),
@@ -112,7 +113,7 @@ def group_performance(subject: Subject, evidence: Evidence, context: Context) ->
         accuracies = {g: r["accuracy"] for g, r in table.items() if r["accuracy"].value is not None and r["accuracy"].n >= rules.min_n}
         if accuracies:
             low = min(accuracies, key=lambda g: accuracies[g].value or 0.0)
-            said.append(f"{column}: lowest accuracy {_percent(accuracies[low].value)} ({low}, n = {accuracies[low].n})")
+            said.append(f"{column}: lowest accuracy {percent(accuracies[low].value)} ({low}, n = {accuracies[low].n})")
     caveats = list(rows.caveats)
     if positive is None:
         caveats.append("No positive class is declared: rates of one class (TPR, FPR, selection rate) are not shown.")
@@ -136,7 +137,7 @@ def gap_to_the_rest(subject: Subject, evidence: Evidence, context: Context) -> M
     """
     rules, seed = context.rules, context.seed
     rows = judged(evidence, "adapted", "target")
-    positive = _positive(evidence, rows)
+    positive = rows.positive(evidence)
     columns = {c: v for c, v in _groups(evidence, rows).items() if len(set(v)) > 1}
     if not columns:
         raise NotEvaluated("One group only: every group column of the target holds a single value (see TLA611)")
@@ -173,7 +174,7 @@ def gap_to_the_rest(subject: Subject, evidence: Evidence, context: Context) -> M
             judged_dots = [d for d in dots if d.value is not None and (d.n or 0) >= rules.min_n]
             worst = min(judged_dots, key=lambda d: d.value or 0.0) if judged_dots else None
             title = (
-                f"{_word(name)} of {column} = {worst.label}: {worst.value:+.3f} against the rest"
+                f"{_word(name)} of {column} = {worst.label}: {signed(worst.value)} against the rest"
                 if worst and worst.value is not None
                 else f"{_word(name)} against the rest"
             )
@@ -184,7 +185,7 @@ def gap_to_the_rest(subject: Subject, evidence: Evidence, context: Context) -> M
                     id=slug(f"{name}-gap-{column}"),
                     title=title,
                     how_to_read="Each group's rate minus that of all other rows. A line wholly beyond a limit breaks it; one that crosses it leaves the question open.",
-                    alt="; ".join(f"{d.label} {d.value:+.3f}" for d in dots if d.value is not None)[:600] + ".",
+                    alt="; ".join(f"{d.label} {signed(d.value)}" for d in dots if d.value is not None)[:600] + ".",
                     caption=f"Adapted model on the target; {rules.confidence:.0%} intervals, not corrected; the limit's p is corrected over the {len(gaps)} groups (Holm).",
                     value_label=f"difference of {_word(name).lower()}",
                     dots=tuple(dots),
@@ -219,7 +220,7 @@ def degenerate_groups(subject: Subject, evidence: Evidence, context: Context) ->
         rows: Judged | None = judged(evidence, "adapted", "target")
     except NotEvaluated:
         rows = None
-    positive = None if rows is None else _positive(evidence, rows)
+    positive = None if rows is None else rows.positive(evidence)
     columns = evidence.groups("target") if rows is None else _groups(evidence, rows)
     undefined = 0
     thin_rows, all_rows, single = 0, 0, []
@@ -267,11 +268,6 @@ def _groups(evidence: Evidence, rows: Judged) -> dict[str, np.ndarray]:  # type:
     return {column: np.asarray(values)[rows.rows].astype(str) for column, values in evidence.groups("target").items()}
 
 
-def _positive(evidence: Evidence, rows: Judged) -> int | None:
-    name = evidence.positive("target")
-    return rows.classes.index(name) if name in rows.classes else None
-
-
 def _rates(rows: Judged, values: np.ndarray, positive: int | None) -> dict[str, dict[str, Estimate]]:  # type: ignore[type-arg]
     losses = calibration.nll_rows(rows.probabilities, rows.truth)
     found = fairness.group_rates(values, rows.truth, rows.predicted, positive=positive, nll_rows=losses, cluster=rows.cluster)
@@ -286,10 +282,6 @@ def _word(name: str) -> str:
         "base_rate": "Base rate",
         "selection_rate": "Selection rate",
     }.get(name, name.replace("_", " ").capitalize())
-
-
-def _percent(value: float | None) -> str:
-    return "not defined" if value is None else f"{value:.1%}"
 
 
 FAIRNESS: tuple[Check, ...] = (group_performance, gap_to_the_rest, degenerate_groups)

@@ -8,6 +8,7 @@ import numpy as np
 
 from tl_audit.checks.base import Check, Context, check, exact, metric
 from tl_audit.checks.selection import Judged, judged
+from tl_audit.checks.wording import number, percent, signed
 from tl_audit.errors import NotEvaluated
 from tl_audit.evidence.base import Evidence
 from tl_audit.measures import calibration, classification, intervals
@@ -35,7 +36,7 @@ def overall_performance(subject: Subject, evidence: Evidence, context: Context) 
     rows = judged(evidence, "adapted", "target")
     majority, origin = _majority(evidence, rows)
     labels, c = rows.truth, len(rows.classes)
-    positive = _positive(evidence, rows)
+    positive = rows.positive(evidence)
     numbers = {
         "accuracy": classification.accuracy(labels, rows.predicted, classes=c, cluster=rows.cluster),
         "balanced_accuracy": classification.balanced_accuracy(labels, rows.predicted, classes=c, cluster=rows.cluster, seed=seed),
@@ -66,15 +67,15 @@ def overall_performance(subject: Subject, evidence: Evidence, context: Context) 
     accuracy = numbers["accuracy"]
     figure = Intervals(
         id="headline",
-        title=f"Accuracy {_percent(accuracy.value)} on {rows.n} target samples",
+        title=f"Accuracy {percent(accuracy.value)} on {rows.n} target samples",
         how_to_read="Dots are values, lines their intervals, the tick what guessing would give.",
-        alt=f"Accuracy of the adapted model on the target: {_percent(accuracy.value)}; always naming the most frequent class gives {_percent(accuracy.value - (numbers['majority_gain'].value or 0.0) if accuracy.value is not None else None)}.",
+        alt=f"Accuracy of the adapted model on the target: {percent(accuracy.value)}; always naming the most frequent class gives {percent(accuracy.value - (numbers['majority_gain'].value or 0.0) if accuracy.value is not None else None)}.",
         caption=f"n = {rows.n}; {rules.confidence:.0%} intervals; majority class taken from the {origin}.",
         value_label="value",
         dots=dots,
     )
     return Measurement(
-        summary=f"Accuracy {_percent(accuracy.value)} on {rows.n} target samples; {_signed(numbers['majority_gain'].value)} against always naming '{rows.classes[majority]}'.",
+        summary=f"Accuracy {percent(accuracy.value)} on {rows.n} target samples; {signed(numbers['majority_gain'].value)} against always naming '{rows.classes[majority]}'.",
         metrics=tuple(metrics),
         exhibits=(figure,),
         caveats=rows.caveats,
@@ -126,7 +127,7 @@ def against_base_or_previous(subject: Subject, evidence: Evidence, context: Cont
                 )
             )
         changes.append(Change(label=f"accuracy, against {key}", value=change.value, interval=change.interval(rules.confidence)))
-        parts.append(f"accuracy {_signed(change.value)} against the {key} model")
+        parts.append(f"accuracy {signed(change.value)} against the {key} model")
     if not metrics:
         raise NotEvaluated(
             (" ".join(caveats) or "No base or previous model.") + " TLA401 compares with the controls instead, where there are any"
@@ -190,9 +191,9 @@ def per_class(subject: Subject, evidence: Evidence, context: Context) -> Measure
     lowest = next((d for d in dots if d.value is not None), None)
     figure = Intervals(
         id="recall-by-class",
-        title=f"Recall by class, lowest first ({lowest.label}: {_percent(lowest.value)})" if lowest else "Recall by class",
+        title=f"Recall by class, lowest first ({lowest.label}: {percent(lowest.value)})" if lowest else "Recall by class",
         how_to_read="Share of each class that is recognised, with its interval. The line is what guessing gives.",
-        alt=f"Lowest recall: {lowest.label}, {_percent(lowest.value)}." if lowest else "No class has samples.",
+        alt=f"Lowest recall: {lowest.label}, {percent(lowest.value)}." if lowest else "No class has samples.",
         caption=f"n = {rows.n}; {rules.confidence:.0%} intervals.",
         value_label="recall",
         dots=tuple(dots),
@@ -212,7 +213,7 @@ def per_class(subject: Subject, evidence: Evidence, context: Context) -> Measure
         ),
         rows=tuple(cells),
     )
-    summary = f"Lowest recall: {lowest.label} with {_percent(lowest.value)} of {lowest.n}." if lowest else "No class has samples."
+    summary = f"Lowest recall: {lowest.label} with {percent(lowest.value)} of {lowest.n}." if lowest else "No class has samples."
     return Measurement(summary=summary, metrics=tuple(metrics), exhibits=(figure, listing), caveats=rows.caveats, params={"seed": seed})
 
 
@@ -341,7 +342,7 @@ def calibration_check(subject: Subject, evidence: Evidence, context: Context) ->
         id="reliability",
         title="Confidence against accuracy",
         how_to_read="On the diagonal a confidence is right as often as it says; below it the model says more than it keeps. Bars count samples.",
-        alt=f"Mean confidence minus accuracy: {_signed(over.value)}.",
+        alt=f"Mean confidence minus accuracy: {signed(over.value)}.",
         caption=f"n = {rows.n}; {len(bins)} bins of equal mass; {rules.confidence:.0%} intervals; the band of the plain error of a calibrated model at this n is {band[0]:.3f} to {band[1]:.3f}.",
         x_label="mean confidence of the bin",
         y_label="share right",
@@ -370,7 +371,7 @@ def calibration_check(subject: Subject, evidence: Evidence, context: Context) ->
     )
     value = ece.value
     return Measurement(
-        summary=f"Debiased calibration error {_number(value)}; mean confidence minus accuracy {_signed(over.value)}.",
+        summary=f"Debiased calibration error {number(value)}; mean confidence minus accuracy {signed(over.value)}.",
         metrics=tuple(metrics),
         exhibits=(figure,),
         caveats=tuple(caveats),
@@ -415,7 +416,7 @@ def proper_scores(subject: Subject, evidence: Evidence, context: Context) -> Mea
     )
     skill = scores["nll_skill"].value
     return Measurement(
-        summary=f"Log-likelihood skill {_signed(skill)} against the class shares of the {origin}; Brier score {_number(scores['brier'].value)}.",
+        summary=f"Log-likelihood skill {signed(skill)} against the class shares of the {origin}; Brier score {number(scores['brier'].value)}.",
         metrics=tuple(metrics),
         exhibits=(table,),
         caveats=rows.caveats,
@@ -474,7 +475,7 @@ def train_test_gap(subject: Subject, evidence: Evidence, context: Context) -> Me
         id="train-and-target",
         title=_gap_title(gap.value),
         how_to_read="Accuracy of the adapted model on the data it was trained on and on the target.",
-        alt=f"Train minus target accuracy: {_signed(gap.value)}.",
+        alt=f"Train minus target accuracy: {signed(gap.value)}.",
         caption=f"n = {train.n} train, {target.n} target; {rules.confidence:.0%} intervals.",
         value_label="accuracy",
         dots=tuple(dots),
@@ -485,7 +486,7 @@ def train_test_gap(subject: Subject, evidence: Evidence, context: Context) -> Me
         "If target and training data differ in distribution (TLA501 compares source and target), the gap includes that shift.",
     )
     return Measurement(
-        summary=f"Accuracy on training data minus accuracy on the target: {_signed(gap.value)}.",
+        summary=f"Accuracy on training data minus accuracy on the target: {signed(gap.value)}.",
         metrics=metrics,
         exhibits=(figure,),
         caveats=caveats,
@@ -517,23 +518,6 @@ def _prior(evidence: Evidence, rows: Judged) -> tuple[np.ndarray, str]:  # type:
         if counts.sum() > 0:
             return counts / counts.sum(), "training data" if role == "train" else "target"
     raise NotEvaluated("labels of the training data or the target")
-
-
-def _positive(evidence: Evidence, rows: Judged) -> int | None:
-    name = evidence.positive("target")
-    return rows.classes.index(name) if name in rows.classes else None
-
-
-def _percent(value: float | None) -> str:
-    return "not defined" if value is None else f"{value:.1%}"
-
-
-def _signed(value: float | None) -> str:
-    return "not defined" if value is None else f"{value:+.3f}"
-
-
-def _number(value: float | None) -> str:
-    return "not defined" if value is None else f"{value:.3f}"
 
 
 PERFORMANCE: tuple[Check, ...] = (

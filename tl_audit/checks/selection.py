@@ -40,6 +40,11 @@ class Judged:
     def n(self) -> int:
         return int(self.rows.size)
 
+    def positive(self, evidence: Evidence) -> int | None:
+        """Index of the declared positive class, None where none is declared."""
+        name = evidence.positive("target")
+        return self.classes.index(name) if name in self.classes else None
+
     @property
     def caveats(self) -> tuple[str, ...]:
         notes = []

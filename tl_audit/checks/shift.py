@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from tl_audit.checks.base import Check, Context, check, metric
 from tl_audit.checks.selection import judged
+from tl_audit.checks.wording import bounds, number, p_value, percent
 from tl_audit.errors import NotEvaluated
 from tl_audit.evidence.base import Evidence
 from tl_audit.measures import intervals, shift
@@ -72,10 +73,10 @@ def covariate_shift(subject: Subject, evidence: Evidence, context: Context) -> M
         metrics.append(
             metric("c2st_auc", domain, rules=rules, slice=where, n=n, clusters=units, family="c2st", better="lower", min_n=LEAST_PER_DOMAIN)
         )
-        rows.append((key, "domain-classifier AUC (0.5 by chance)", domain.value, _pair(domain.interval(rules.confidence))))
-        rows.append((key, "MMD² (0 by chance)", distance.value, _pair(distance.interval(rules.confidence))))
+        rows.append((key, "domain-classifier AUC (0.5 by chance)", domain.value, bounds(domain.interval(rules.confidence))))
+        rows.append((key, "MMD² (0 by chance)", distance.value, bounds(distance.interval(rules.confidence))))
         if key == ruler:
-            summary = f"A linear classifier tells source from target with AUC {_three(domain.value)} (0.5 by chance); MMD² {_three(distance.value)}."
+            summary = f"A linear classifier tells source from target with AUC {number(domain.value)} (0.5 by chance); MMD² {number(distance.value)}."
             gaps = shift.mean_gap(a, b, cluster_source=cluster_a, cluster_target=cluster_b)
             for axis, gap in enumerate(gaps, start=1):
                 metrics.append(
@@ -152,7 +153,9 @@ def label_shift(subject: Subject, evidence: Evidence, context: Context) -> Measu
         for series, share, size in (("source", result.source_share[i], a.size), ("target", result.target_share[i], b.size)):
             bounds = intervals.wilson(round(share * size), int(size)).interval(rules.confidence)
             bars.append(Bar(label=name, series=series, value=float(share), interval=bounds, n=round(share * size)))
-    summary = f"{_percent(result.tvd.value)} of the labels would have to move to make the class mixes equal (p = {_p(result.tvd.p_value)})."
+    summary = (
+        f"{percent(result.tvd.value)} of the labels would have to move to make the class mixes equal (p = {p_value(result.tvd.p_value)})."
+    )
     figure = Bars(
         id="class-mix",
         title=summary,
@@ -292,7 +295,7 @@ def harmful_shift(subject: Subject, evidence: Evidence, context: Context) -> Mea
                     note=rate.reason,
                 )
             )
-    summary = f"Accuracy {_percent(intervals.rate(source.correct).value)} on the source, {_percent(intervals.rate(target.correct).value)} on the target: a drop of {_three(drop.value)}."
+    summary = f"Accuracy {percent(intervals.rate(source.correct).value)} on the source, {percent(intervals.rate(target.correct).value)} on the target: a drop of {number(drop.value)}."
     figure = Intervals(
         id="accuracy-by-domain",
         title=summary,
@@ -372,22 +375,6 @@ def _scatter(a: NDArray[np.float64], b: NDArray[np.float64], key: str) -> list[B
             value_range=(0.0, 1.0),
         )
     ]
-
-
-def _pair(interval: tuple[float, float] | None) -> str:
-    return "none" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
-
-
-def _three(value: float | None) -> str:
-    return "not defined" if value is None else f"{value:.3f}"
-
-
-def _percent(value: float | None) -> str:
-    return "not defined" if value is None else f"{value:.1%}"
-
-
-def _p(value: float | None) -> str:
-    return "not tested" if value is None else f"{value:.2g}"
 
 
 SHIFT: tuple[Check, ...] = (covariate_shift, label_shift, harmful_shift)

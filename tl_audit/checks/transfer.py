@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tl_audit.checks.base import Check, Context, check, metric
 from tl_audit.checks.provenance import ladder, ladder_rows
+from tl_audit.checks.wording import signed
 from tl_audit.errors import NotEvaluated
 from tl_audit.evidence.base import Evidence
 from tl_audit.measures import intervals, representation
@@ -75,7 +76,7 @@ def negative_transfer(subject: Subject, evidence: Evidence, context: Context) ->
             )
         changes.append(Change(label=f"against {word}", value=gain.value, interval=gain.interval(rules.confidence)))
         if gain.value is not None:
-            parts.append(f"{gain.value:+.3f} against {word}")
+            parts.append(f"{signed(gain.value)} against {word}")
     if not parts:
         raise NotEvaluated("no control (head, scratch) or base that answers in the target's classes was run on the target")
     adjusted = holm([m.p_value if m.name.startswith("gain_over") else None for m in metrics])
