@@ -28,7 +28,7 @@ def main(out=None, epochs=12):
     classes = [str(d) for d in range(10)]
     task = ta.Classification(classes)
     ta.adapt(
-        ta.Plan(base="tl_audit:small_cnn", task=task, stages=[ta.Stage("*", epochs=epochs, lr=3e-3)], seed=1),
+        ta.Plan(base="tl_audit:small_cnn", input_size=16, task=task, stages=[ta.Stage("*", epochs=epochs, lr=3e-3)], seed=1),
         source_train,
         out=out / "base",
         controls=(),
