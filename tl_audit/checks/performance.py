@@ -38,7 +38,10 @@ def overall_performance(subject: Subject, evidence: Evidence, context: Context) 
     labels, c = rows.truth, len(rows.classes)
     positive = rows.positive(evidence)
     numbers = {
-        "accuracy": classification.accuracy(labels, rows.predicted, classes=c, cluster=rows.cluster),
+        # what always naming the most frequent class would give
+        "accuracy": replace(
+            classification.accuracy(labels, rows.predicted, classes=c, cluster=rows.cluster), null=float((labels == majority).mean())
+        ),
         "balanced_accuracy": classification.balanced_accuracy(labels, rows.predicted, classes=c, cluster=rows.cluster, seed=seed),
         "f1_macro": classification.f1_macro(labels, rows.predicted, classes=c, cluster=rows.cluster, seed=seed),
         "auroc": classification.auroc(labels, rows.probabilities, cluster=rows.cluster, seed=seed),
