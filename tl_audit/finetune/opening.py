@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,6 @@ from numpy.typing import NDArray
 
 from tl_audit.errors import ConfigError
 from tl_audit.finetune.plan import Plan
-from tl_audit.modality.base import Caps, Modality, RawBatch, Samples
 from tl_audit.subject import Domain
 
 IntArray = NDArray[np.int64]
@@ -38,42 +36,8 @@ def reader_options(plan: Plan) -> dict[str, Any]:  # Any: see modality.open_data
     return options
 
 
-@dataclass(frozen=True)
-class PartSamples:
-    """Some rows of other samples, in a given order."""
-
-    whole: Samples
-    rows: IntArray
-
-    @property
-    def modality(self) -> Modality:
-        return self.whole.modality
-
-    @property
-    def caps(self) -> Caps:
-        return self.whole.caps
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        return tuple(self.whole.ids[int(row)] for row in self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def read(self, rows: IntArray) -> RawBatch:
-        return replace(self.whole.read(self.rows[rows]), rows=np.asarray(rows, dtype=np.int64))
-
-
 def part_of(domain: Domain, name: str, rows: IntArray) -> Domain:
     """A domain of these rows, with their labels, groups and clusters."""
     if domain.labels is None:
         raise ConfigError(f"{domain.name}: has no labels")
-    return Domain(
-        name,
-        PartSamples(domain.samples, rows),  # type: ignore[arg-type]
-        labels=list(domain.labels[rows]),
-        classes=domain.classes,
-        groups={column: values[rows] for column, values in domain.groups.items()},
-        cluster=None if domain.cluster is None else domain.cluster[rows],
-        kind=domain.kind,
-    )
+    return domain.subset(rows, name=name)
