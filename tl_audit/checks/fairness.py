@@ -194,6 +194,11 @@ def gap_to_the_rest(subject: Subject, evidence: Evidence, context: Context) -> M
                 )
             )
     caveats = list(rows.caveats)
+    mirrored = sorted(c for c, v in columns.items() if len(set(v)) == 2)
+    if mirrored:
+        caveats.append(
+            f"Two groups only in {', '.join(mirrored)}: each gap is the other's with the sign turned. A negative accuracy gap is the worse side."
+        )
     if len(columns) < len(_groups(evidence, rows)):
         caveats.append("Columns with one group only are left out: " + ", ".join(sorted(set(_groups(evidence, rows)) - set(columns))) + ".")
     return Measurement(
