@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from tl_audit.checks.base import Check, Context, check, exact, metric
-from tl_audit.checks.selection import Judged, judged
+from tl_audit.checks.selection import Judged, clusters_of_both, judged
 from tl_audit.checks.wording import number, percent, signed
 from tl_audit.errors import NotEvaluated
 from tl_audit.evidence.base import Evidence
@@ -454,17 +454,12 @@ def train_test_gap(subject: Subject, evidence: Evidence, context: Context) -> Me
     """
     rules, seed = context.rules, context.seed
     train, target = judged(evidence, "adapted", "train"), judged(evidence, "adapted", "target")
-    gap = intervals.rate_difference(
-        train.correct,
-        target.correct,
-        cluster_first=_paired_units(train, target)[0],
-        cluster_second=_paired_units(train, target)[1],
-        seed=seed,
-    )
+    of_train, of_target = clusters_of_both(train.cluster, target.cluster)
+    gap = intervals.rate_difference(train.correct, target.correct, cluster_first=of_train, cluster_second=of_target, seed=seed)
     n = {"train": train.n, "target": target.n}
     loss = intervals.mean_difference(
         calibration.nll_rows(target.probabilities, target.truth), calibration.nll_rows(train.probabilities, train.truth),
-        cluster_first=_paired_units(target, train)[0], cluster_second=_paired_units(target, train)[1],
+        cluster_first=of_target, cluster_second=of_train,
     )  # fmt: skip
     metrics = (
         metric("generalisation_gap", gap, rules=rules, better="lower", n=n),
@@ -495,13 +490,6 @@ def train_test_gap(subject: Subject, evidence: Evidence, context: Context) -> Me
         caveats=caveats,
         params={"seed": seed},
     )
-
-
-def _paired_units(first: Judged, second: Judged) -> tuple[np.ndarray | None, np.ndarray | None]:  # type: ignore[type-arg]
-    """Cluster ids of both sides, or none for either: intervals need them on both."""
-    if first.cluster is None or second.cluster is None:
-        return None, None
-    return first.cluster, second.cluster
 
 
 def _majority(evidence: Evidence, rows: Judged) -> tuple[int, str]:

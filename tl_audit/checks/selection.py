@@ -76,3 +76,10 @@ def judged(evidence: Evidence, model: str, role: str) -> Judged:
         classes=evidence.common_classes(model, role),
         left_out=int(truth.size - rows.size),
     )
+
+
+def clusters_of_both(first: NDArray[Any] | None, second: NDArray[Any] | None) -> tuple[NDArray[Any] | None, NDArray[Any] | None]:
+    """Cluster ids of both sides, or of neither: intervals of two samples need them on both."""
+    if first is None or second is None:
+        return None, None
+    return first, second

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_audit.checks.base import Check, Context, check, metric
-from tl_audit.checks.selection import judged
+from tl_audit.checks.selection import clusters_of_both, judged
 from tl_audit.checks.wording import bounds, number, p_value, percent
 from tl_audit.errors import NotEvaluated
 from tl_audit.evidence.base import Evidence
@@ -61,8 +61,7 @@ def covariate_shift(subject: Subject, evidence: Evidence, context: Context) -> M
             continue
         a, cluster_a = _features(evidence, key, "source", seed)
         b, cluster_b = _features(evidence, key, "target", seed)
-        if cluster_a is None or cluster_b is None:
-            cluster_a = cluster_b = None
+        cluster_a, cluster_b = clusters_of_both(cluster_a, cluster_b)
         n = {"source": int(a.shape[0]), "target": int(b.shape[0])}
         # the gate reads the ruler's metrics, which carry no slice; the adapted model's row is for the reader
         where = {} if key == ruler else {"features": key}
@@ -129,7 +128,7 @@ def label_shift(subject: Subject, evidence: Evidence, context: Context) -> Measu
     code = {name: i for i, name in enumerate(classes)}
     a = np.array([code[evidence.classes("source")[k]] for k in source[0]], dtype=np.int64)
     b = np.array([code[evidence.classes("target")[k]] for k in target[0]], dtype=np.int64)
-    unit_a, unit_b = (source[1], target[1]) if source[1] is not None and target[1] is not None else (None, None)
+    unit_a, unit_b = clusters_of_both(source[1], target[1])
     result = shift.label_shift(a, b, classes=len(classes), cluster_source=unit_a, cluster_target=unit_b, seed=seed)
     n = {"source": int(a.size), "target": int(b.size)}
     metrics = [
@@ -180,14 +179,14 @@ def _black_box(evidence: Evidence, seed: int) -> tuple[shift.BlackBoxShift, tupl
     if rows.size == 0:
         raise NotEvaluated("finite outputs of the adapted model on the target")
     cluster = evidence.cluster("target")
-    units = (source.cluster, np.asarray(cluster)[rows]) if source.cluster is not None and cluster is not None else (None, None)
+    unit_a, unit_b = clusters_of_both(source.cluster, None if cluster is None else np.asarray(cluster)[rows])
     found = shift.bbse(
         source.predicted,
         source.truth,
         np.asarray(evidence.predictions("adapted", "target")[rows], dtype=np.int64),
         classes=len(source.classes),
-        cluster_source=units[0],
-        cluster_target=units[1],
+        cluster_source=unit_a,
+        cluster_target=unit_b,
         seed=seed,
     )
     return found, source.classes, {"source": source.n, "target": int(rows.size)}
@@ -250,7 +249,7 @@ def harmful_shift(subject: Subject, evidence: Evidence, context: Context) -> Mea
     """
     rules, seed = context.rules, context.seed
     source, target = judged(evidence, "adapted", "source"), judged(evidence, "adapted", "target")
-    unit_a, unit_b = (source.cluster, target.cluster) if source.cluster is not None and target.cluster is not None else (None, None)
+    unit_a, unit_b = clusters_of_both(source.cluster, target.cluster)
     n = {"source": source.n, "target": target.n}
     drop = shift.accuracy_drop(source.correct, target.correct, cluster_source=unit_a, cluster_target=unit_b, seed=seed)
     reweighted = shift.accuracy_drop_reweighted(
