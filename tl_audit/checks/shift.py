@@ -67,7 +67,7 @@ def covariate_shift(subject: Subject, evidence: Evidence, context: Context) -> M
         where = {} if key == ruler else {"features": key}
         distance = shift.mmd(a, b, cluster_source=cluster_a, cluster_target=cluster_b, seed=seed, alpha=rules.alpha)
         domain = shift.c2st(a, b, cluster_source=cluster_a, cluster_target=cluster_b, seed=seed, alpha=rules.alpha)
-        units = None if domain.clusters is None else {"source": len(set(cluster_a or ())), "target": len(set(cluster_b or ()))}
+        units = None if cluster_a is None or cluster_b is None else {"source": len(set(cluster_a)), "target": len(set(cluster_b))}
         metrics.append(metric("mmd2", distance, rules=rules, slice=where, n=n, clusters=units, family="mmd2", min_n=LEAST_PER_DOMAIN))
         metrics.append(
             metric("c2st_auc", domain, rules=rules, slice=where, n=n, clusters=units, family="c2st", better="lower", min_n=LEAST_PER_DOMAIN)
