@@ -359,3 +359,24 @@ def test_clusters_are_the_units_of_the_shift_test(rng):
     found = measure(shift.covariate_shift, evidence, "adapted", "base")
     assert found.select("mmd2").clusters == {"source": 12, "target": 12}
     assert judged(shift.covariate_shift, found).status not in {"warn", "fail"}
+
+
+@pytest.mark.parametrize(
+    "check", [*performance.PERFORMANCE, *transfer.TRANSFER, *shift.SHIFT, *fairness.FAIRNESS], ids=lambda check: check.code
+)
+def test_every_check_of_these_families_measures_clustered_data(check, rng):
+    evidence = ArrayEvidence()
+    for role in ("target", "source", "train", "validation"):
+        patients = np.repeat(np.arange(40), 6)
+        labels = rng.integers(0, 2, 240)
+        evidence.domain(role, labels, {"site": np.where(patients % 2 == 0, "north", "south")}, cluster=[f"{role}{k}" for k in patients])
+        for key in ("base", "adapted", "control:head", "control:scratch"):
+            evidence.outputs(key, role, noisy(rng, labels, 0.8, 2)).with_features(key, role, rng.normal(size=(240, 4)))
+    for key in ("base", "adapted"):
+        for role in ("target", "source"):
+            evidence._features[key, role, "early"] = rng.normal(size=(240, 4))
+        evidence._layers[key] = ("early",)
+    evidence.positive_class = "b"
+    found = measure(check, evidence, "adapted", "base", "control:head", "control:scratch")
+    assert found.metrics
+    assert not any(note.startswith("Rows are treated as independent") for note in found.caveats)
