@@ -6,7 +6,7 @@ Flow: ``Samples`` (where the data lies) --read--> ``RawBatch`` --encode--> model
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -78,6 +78,22 @@ class Players:
     names: tuple[str, ...] | None
     shape: Literal["image", "columns"]
 
+    @property
+    def spatial(self) -> bool:
+        """Whether a map of these parts is laid out in space (H, W); else it is a list of named parts."""
+        return self.shape == "image"
+
+    def areas(self, row: int) -> NDArray[np.float64]:
+        """(count[row],) size of each part: pixels of a superpixel; 1 for a named part, however many entries encode it."""
+        count = int(self.count[row])
+        if not self.spatial:
+            return np.ones(count)
+        return np.bincount(self.assignment[row].reshape(-1).cpu().numpy(), minlength=count).astype(np.float64)
+
+    def select(self, rows: NDArray[np.int64]) -> Players:
+        """The parts of some samples, in this order."""
+        return replace(self, assignment=self.assignment[torch.as_tensor(rows, device=self.assignment.device)], count=self.count[rows])
+
     def pool(self, values: torch.Tensor) -> list[NDArray[np.float64]]:
         """Sums of elementwise attributions ``values`` (N, *spatial) over each player: one (count[i],) array per sample."""
         out = []
@@ -106,8 +122,27 @@ class Cue:
     settings: Mapping[str, Any] = field(default_factory=dict)  # Any: TOML values
 
 
-MaskMethod = Literal["mean", "blur", "noisy_linear", "zero", "marginal"]
-MASK_METHODS: tuple[MaskMethod, ...] = ("mean", "blur", "noisy_linear", "zero", "marginal")
+MaskMethod = Literal["mean", "blur", "noisy_linear", "zero", "marginal", "conditional"]
+"""How removed parts are filled in.
+
+mean: the background's mean (colour, column means); blur: a blurred copy of the input; zero: 0 in input space; noisy_linear: from the parts that stay
+beside them (Rong 2022); marginal: a row of the background, drawn; conditional: a row of the background near the input in the parts that stay.
+"""
+MASK_METHODS: tuple[MaskMethod, ...] = ("mean", "blur", "noisy_linear", "zero", "marginal", "conditional")
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """What "near" means to a local surrogate model of this kind of data (lime's choices).
+
+    Attributes
+    ----------
+    distance : of a 0/1 row of parts to the row of ones: "cosine", or "euclidean"
+    width : of the exponential kernel; for "euclidean" it is multiplied by the root of the number of parts
+    """
+
+    distance: Literal["cosine", "euclidean"]
+    width: float
 
 
 @dataclass(frozen=True)
@@ -155,8 +190,29 @@ class Modality(Protocol):
         """What this preprocessing does to these samples that a reader must know (a column the domain lacks, unseen categories); () if nothing."""
         ...
 
-    def players(self, inputs: torch.Tensor, spec: InputSpec | None, *, most: int = 49, seed: int = 0) -> Players:
-        """Input parts of each sample: SLIC superpixels (at most ``most``), columns."""
+    @property
+    def segmentations(self) -> tuple[str, ...]:
+        """Ways to cut an input into parts, the default first: "slic", "quickshift", "grid"; "columns"."""
+        ...
+
+    @property
+    def masks(self) -> tuple[MaskMethod, ...]:
+        """Fills that ``mask`` knows for this kind."""
+        ...
+
+    @property
+    def neighbourhood(self) -> Neighbourhood: ...
+
+    def players(
+        self, inputs: torch.Tensor, spec: InputSpec | None, *, most: int = 49, seed: int = 0, segmentation: str | None = None
+    ) -> Players:
+        """Input parts of each sample: superpixels (at most ``most``), columns. DataError for a segmentation the kind does not have."""
+        ...
+
+    def filler(
+        self, inputs: torch.Tensor, spec: InputSpec | None, method: MaskMethod, background: torch.Tensor | None = None
+    ) -> torch.Tensor | None:
+        """(N, ...) what fills any removed part of each input where that does not depend on which parts stay (mean, blur, zero); None else."""
         ...
 
     def mask(
