@@ -265,8 +265,13 @@ class Modality(Protocol):
         signed: bool,
         side: int = 160,
         redacted: bool = False,
+        scale: tuple[float, float] | None = None,
+        outlines: NDArray[np.int64] | None = None,
     ) -> Picture | None:
-        """An attribution map over the sample as a picture (cividis, or blue-white-orange centred at 0 where signed); blank maps are drawn as 'no signal'."""
+        """An attribution map over the sample as a picture (cividis, or blue-white-orange centred at 0 where signed); blank maps are drawn as 'no signal'.
+
+        ``scale``: values at both ends of the colours (None: the map's own); ``outlines``: part of each place, whose borders are drawn.
+        """
         ...
 
     def map_bars(self, values: NDArray[np.float64], players: Players, row: int) -> tuple[Bar, ...]:

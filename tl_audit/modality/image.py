@@ -655,10 +655,13 @@ class Images:
         signed: bool,
         side: int = 160,
         redacted: bool = False,
+        scale: tuple[float, float] | None = None,
+        outlines: NDArray[np.int64] | None = None,
     ) -> Picture | None:
         return map_over(
-            displayed(inputs_row, spec), np.asarray(values, dtype=np.float64), title=title, signed=signed, side=side, redacted=redacted
-        )
+            displayed(inputs_row, spec), np.asarray(values, dtype=np.float64),
+            title=title, signed=signed, side=side, redacted=redacted, scale=scale, outlines=outlines,
+        )  # fmt: skip
 
     def map_bars(self, values: NDArray[np.float64], players: Players, row: int) -> tuple[Bar, ...]:
         return ()

@@ -1,4 +1,4 @@
-"""Small PNG pictures for exhibits: samples, and maps over them. Own colour tables; nothing but pixels is written."""
+"""Small PNG pictures for exhibits: samples, and maps over them. Nothing but pixels is written."""
 
 from __future__ import annotations
 
@@ -8,21 +8,14 @@ import io
 import numpy as np
 from numpy.typing import NDArray
 
+from tl_audit.records.colours import colour_table, painted, reach
 from tl_audit.records.exhibits import Picture
 
 LARGEST = 224
 REDACTED = 32
-# cividis at nine even steps (Nuñez, Anderton & Renslow 2018, doi:10.1371/journal.pone.0199239): even lightness, readable without red-green vision
-CIVIDIS = ((0, 34, 78), (18, 53, 112), (59, 73, 108), (87, 93, 109), (112, 113, 115), (138, 134, 120), (165, 156, 116), (195, 179, 105), (225, 204, 85), (254, 232, 56))  # fmt: skip
-BLUE_WHITE_ORANGE = ((5, 74, 145), (62, 124, 177), (129, 164, 205), (245, 245, 245), (249, 181, 114), (230, 126, 34), (166, 74, 4))
-
-
-def colours(values: NDArray[np.float64], table: tuple[tuple[int, int, int], ...]) -> NDArray[np.uint8]:
-    """Values in 0..1 (H, W) as RGB of a colour table, linear between its steps."""
-    at = np.clip(values, 0, 1) * (len(table) - 1)
-    steps = np.arange(len(table))
-    channels = [np.interp(at, steps, np.array([rgb[c] for rgb in table], dtype=float)) for c in range(3)]
-    return np.stack(channels, axis=-1).round().astype(np.uint8)
+OUTLINE_LIGHT, OUTLINE_DARK = 255.0, 26.0
+SMALLEST_OUTLINED = 5
+"""Parts less than this many shown pixels wide are not outlined: the lines would hide the map."""
 
 
 def scaled(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
@@ -61,23 +54,51 @@ def is_blank(values: NDArray[np.float64]) -> bool:
     return bool(finite.max() - finite.min() <= 1e-12 * max(1.0, float(np.abs(finite).max())))
 
 
-def map_over(pixels: NDArray[np.uint8], values: NDArray[np.float64], *, title: str, signed: bool, side: int, redacted: bool) -> Picture:
-    """A map (H, W) over the grey picture; one strongest point of 200 is allowed to saturate."""
+def borders(parts: NDArray[np.int64], height: int, width: int) -> NDArray[np.bool_]:
+    """Where the lines between parts (H, W) run in a picture of another size (height, width): the last pixel of a part before the next one."""
+    rows = (np.arange(height) * parts.shape[0]) // height
+    columns = (np.arange(width) * parts.shape[1]) // width
+    large = parts[rows][:, columns]
+    edge = np.zeros(large.shape, dtype=np.bool_)
+    edge[:-1] |= large[:-1] != large[1:]
+    edge[:, :-1] |= large[:, :-1] != large[:, 1:]
+    return edge
+
+
+def map_over(
+    pixels: NDArray[np.uint8],
+    values: NDArray[np.float64],
+    *,
+    title: str,
+    signed: bool,
+    side: int,
+    redacted: bool,
+    scale: tuple[float, float] | None = None,
+    outlines: NDArray[np.int64] | None = None,
+) -> Picture:
+    """A map (H, W) over the grey picture.
+
+    Parameters
+    ----------
+    scale : the values at both ends of the colours, e.g. of several maps beside each other; None: of this map (``records.colours.reach``)
+    outlines : (H, W) part of each pixel; the lines between parts are drawn where the parts are large enough
+    """
     luma = (pixels.astype(np.float64) @ np.array([0.299, 0.587, 0.114])).round().astype(np.uint8)
     grey = np.repeat(luma[..., None], 3, axis=-1)
     size = min(REDACTED, max(pixels.shape[:2])) if redacted else min(side, LARGEST)
-    if is_blank(values):
+    ends = scale if scale is not None else reach(values, signed=signed)
+    if is_blank(values) or ends is None:
         alt = f"{title}: no signal, the map is constant or not finite"
         return as_picture(grey, title=title, alt=alt, side=side, redacted=redacted, note="no signal")
-    reach = float(np.quantile(np.abs(values), 0.995)) or float(np.abs(values).max())
-    if signed:
-        painted = colours(0.5 + 0.5 * values / reach, BLUE_WHITE_ORANGE)
-        alt = f"{title}: orange speaks for the class, blue against it"
-    else:
-        low = min(0.0, float(values.min()))
-        painted = colours((values - low) / (reach - low), CIVIDIS)
-        alt = f"{title}: yellow counted most, dark blue least"
-    below, above = scaled(grey, size).astype(np.float64), scaled(painted, size).astype(np.float64)
-    mixed = (0.35 * below + 0.65 * above).round().astype(np.uint8)
+    low, high = ends
+    coloured = painted((values - low) / (high - low), colour_table(signed))
+    alt = f"{title}: orange speaks for the class, blue against it" if signed else f"{title}: yellow counted most, dark blue least"
+    below, above = scaled(grey, size).astype(np.float64), scaled(coloured, size).astype(np.float64)
+    mixed = 0.35 * below + 0.65 * above
+    if outlines is not None and not redacted:
+        shown = mixed.shape[0] * mixed.shape[1] / max(1, len(np.unique(outlines)))
+        if shown >= SMALLEST_OUTLINED**2:
+            edge = borders(outlines, *mixed.shape[:2])
+            mixed[edge] = 0.45 * mixed[edge] + 0.55 * (OUTLINE_DARK if signed else OUTLINE_LIGHT)
     note = "redacted to 32 px" if redacted else None
-    return Picture(title=title, alt=alt, png=png(mixed), width=mixed.shape[1], height=mixed.shape[0], note=note)
+    return Picture(title=title, alt=alt, png=png(mixed.round().astype(np.uint8)), width=mixed.shape[1], height=mixed.shape[0], note=note)

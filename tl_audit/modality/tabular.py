@@ -572,6 +572,8 @@ class Tabular:
         signed: bool,
         side: int = 160,
         redacted: bool = False,
+        scale: tuple[float, float] | None = None,
+        outlines: NDArray[np.int64] | None = None,
     ) -> Picture | None:
         return None
 
