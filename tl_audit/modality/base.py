@@ -200,8 +200,9 @@ class Modality(Protocol):
         """Fills that ``mask`` knows for this kind."""
         ...
 
-    @property
-    def neighbourhood(self) -> Neighbourhood: ...
+    def neighbourhood(self, players: Players) -> Neighbourhood:
+        """What lime calls near, for parts of this kind."""
+        ...
 
     def players(
         self, inputs: torch.Tensor, spec: InputSpec | None, *, most: int = 49, seed: int = 0, segmentation: str | None = None

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tl_audit.errors import DataError
 from tl_audit.measures.sampling import generator
-from tl_audit.modality.base import Caps, Cue, MaskMethod, Modality, Players, RawBatch, Samples
+from tl_audit.modality.base import Caps, Cue, MaskMethod, Modality, Neighbourhood, Players, RawBatch, Samples
 from tl_audit.modality.imputation import blurred, linear_fill, seeded_noise
 from tl_audit.modality.options import require_known
 from tl_audit.modality.pictures import as_picture, map_over
@@ -36,7 +36,10 @@ UNREAD_SUFFIXES = frozenset(
 ORIENTATION = 0x0112
 LUMA = np.array([0.299, 0.587, 0.114])
 PROPERTY_SIDE = 128  # sharpness is measured at this size
-SLIC_SIDE = 112  # superpixels are found at this size and laid back on the input
+SLIC_SIDE = 80  # superpixels are found at this size and laid back on the input
+SLIC_STEPS = 3
+SLIC_COMPACTNESS = 10.0
+LAB_AT_ONCE = 64  # pictures
 GRID_SIDE = 16  # up to this side the players are a grid
 DECODERS = min(4, os.cpu_count() or 1)
 
@@ -295,20 +298,25 @@ def _statistics(spec: Preprocessing) -> tuple[torch.Tensor, torch.Tensor]:
 
 def displayed(row: torch.Tensor, spec: InputSpec | None) -> Pixels:
     """A model input (C, H, W) as uint8 RGB (H, W, 3): normalisation undone, or (spec unknown) stretched to its own range."""
-    image = row.detach().cpu().float()
+    return np.ascontiguousarray(_shown(row[None], spec)[0].permute(1, 2, 0).numpy())
+
+
+def _shown(inputs: torch.Tensor, spec: InputSpec | None) -> torch.Tensor:
+    """Model inputs (N, C, H, W) as uint8 RGB (N, 3, H, W); a picture does not depend on its neighbours."""
+    images = inputs.detach().cpu().float()
     if isinstance(spec, Preprocessing):
         mean, std = _statistics(spec)
-        image = image * std + mean
-    elif bool(torch.isfinite(image).any()):
-        finite = image[torch.isfinite(image)]
-        low, high = float(finite.min()), float(finite.max())
-        if low < 0 or high > 1:
-            image = (image - low) / max(high - low, 1e-12)
-    image = torch.nan_to_num(image, nan=0.0, posinf=1.0, neginf=0.0).clamp(0, 1)
-    if image.shape[0] not in (1, 3):
-        image = image.mean(dim=0, keepdim=True)
-    array = (image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
+        images = images * std + mean
+    elif images.numel():
+        finite = torch.isfinite(images)
+        low = images.masked_fill(~finite, torch.inf).amin(dim=(1, 2, 3), keepdim=True)
+        high = images.masked_fill(~finite, -torch.inf).amax(dim=(1, 2, 3), keepdim=True)
+        beyond = ((low < 0) | (high > 1)) & (low <= high)
+        images = torch.where(beyond, (images - low) / (high - low).clamp(min=1e-12), images)
+    images = torch.nan_to_num(images, nan=0.0, posinf=1.0, neginf=0.0).clamp(0, 1)
+    if images.shape[1] not in (1, 3):
+        images = images.mean(dim=1, keepdim=True)
+    return (images * 255).round().to(torch.uint8).expand(-1, 3, -1, -1)
 
 
 # ---------------------------------------------------------------- players, masks, edges (also of tensors (N, C, H, W))
@@ -321,32 +329,95 @@ def superpixels(pixels: Pixels, most: int) -> NDArray[np.int64]:
     ----------
     Achanta et al. (2012). SLIC superpixels compared to state-of-the-art superpixel methods. doi:10.1109/TPAMI.2012.120
     """
+    return np.asarray(_slic_parts(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None], most)[0])
+
+
+def _slic_parts(shown: torch.Tensor, most: int) -> NDArray[np.int64]:
+    """(N, H, W) SLIC parts of uint8 pictures (N, 3, H, W), found at ``SLIC_SIDE`` and laid back on each picture."""
     if most < 1:
         raise DataError(f"most is {most}: a picture has at least one part")
-    height, width = pixels.shape[:2]
+    n, _, height, width = shown.shape
     if min(height, width) <= GRID_SIDE:
-        return grid(height, width, most)
-    from skimage.segmentation import slic
+        return np.broadcast_to(grid(height, width, most), (n, height, width))
     from torchvision.transforms.v2 import functional as V
 
     shrink = min(1.0, SLIC_SIDE / max(height, width))
     size = (max(1, round(height * shrink)), max(1, round(width * shrink)))
-    small = V.resize(torch.from_numpy(pixels.copy()).permute(2, 0, 1), list(size), antialias=True).permute(1, 2, 0).numpy()
-    wanted = most
-    while True:
-        parts = np.asarray(slic(small, n_segments=wanted, compactness=10, max_num_iter=5, start_label=0, channel_axis=-1), dtype=np.int64)
-        parts = np.unique(parts, return_inverse=True)[1].reshape(size)
-        count = int(parts.max()) + 1
-        if count <= most or wanted == 1:
-            break
-        wanted = max(1, wanted - max(1, count - most))
-    if count > most:
-        return grid(height, width, most)
+    out = np.empty((n, height, width), dtype=np.int64)
+    # where the sides shrink, every small pixel is met again: no part is lost on the way back
     rows = np.minimum((np.arange(height) + 0.5) * size[0] / height, size[0] - 1).astype(np.int64)
     columns = np.minimum((np.arange(width) + 0.5) * size[1] / width, size[1] - 1).astype(np.int64)
-    # a part one pixel wide may fall between the sampled pixels: number anew
-    laid = parts[np.ix_(rows, columns)]
-    return np.unique(laid, return_inverse=True)[1].reshape(height, width).astype(np.int64)
+    for start in range(0, n, LAB_AT_ONCE):
+        small = V.resize(shown[start : start + LAB_AT_ONCE], list(size), antialias=True).permute(0, 2, 3, 1).numpy()
+        parts = _in_threads(partial(_slic, most=most), list(_lab(small)))
+        for i, one in enumerate(parts):
+            # a cut that cannot be had with so few parts is a grid
+            out[start + i] = grid(height, width, most) if one is None else one[np.ix_(rows, columns)]
+    return out
+
+
+def _lab(pixels: Pixels) -> NDArray[np.float32]:
+    """(N, h, w, 3) CIELAB of pictures that are first stretched to their own range, all at once: one by one the calls cost as much as SLIC does."""
+    from skimage.color import rgb2lab
+
+    values = pixels.astype(np.float32)
+    low = values.min(axis=(1, 2, 3), keepdims=True)
+    span = values.max(axis=(1, 2, 3), keepdims=True) - low
+    return np.asarray(rgb2lab((values - low) / np.where(span > 0, span, 1)), dtype=np.float32)
+
+
+def _slic(lab: NDArray[np.float32], most: int) -> NDArray[np.int64] | None:
+    """(h, w) parts of one picture, numbered from 0; None where there are more than ``most`` however few are asked for."""
+    from skimage.segmentation import slic
+
+    span = float(np.ptp(lab)) or 1.0  # slic divides by the range: its compactness is meant for Lab values as they are
+    wanted = most
+    while True:
+        labels = slic(
+            lab,
+            n_segments=wanted,
+            compactness=SLIC_COMPACTNESS / span,
+            max_num_iter=SLIC_STEPS,
+            start_label=0,
+            channel_axis=-1,
+            convert2lab=False,
+        )
+        parts = _numbered(np.asarray(labels, dtype=np.int64))
+        count = int(parts.max()) + 1
+        if count <= most:
+            return parts
+        if wanted == 1:
+            return None
+        wanted = max(1, wanted - max(1, count - most))
+
+
+def _numbered(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The same parts, numbered 0 .. count-1 in the order of their labels."""
+    present = np.bincount(labels.reshape(-1)) > 0
+    return np.asarray((np.cumsum(present) - 1)[labels], dtype=np.int64)
+
+
+def quickshift_parts(pixels: Pixels, seed: int) -> NDArray[np.int64]:
+    """(H, W) number of each pixel's part with the settings of lime's image explainer: as many parts as it finds.
+
+    References
+    ----------
+    Vedaldi and Soatto (2008). Quick shift and kernel methods for mode seeking. doi:10.1007/978-3-540-88693-8_52
+    """
+    from skimage import segmentation
+
+    find: Any = segmentation.quickshift  # Any: untyped
+
+    labels = find(pixels, kernel_size=4, max_dist=200, ratio=0.2, rng=seed)
+    return _numbered(np.asarray(labels, dtype=np.int64))
+
+
+def _in_threads(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:  # Any: pictures in, their parts out
+    """``function`` over the items, in threads where there are many: segmentations let go of the interpreter lock."""
+    if len(items) < 4 or DECODERS == 1:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(DECODERS) as pool:
+        return list(pool.map(function, items))
 
 
 def grid(height: int, width: int, most: int) -> NDArray[np.int64]:
@@ -356,11 +427,46 @@ def grid(height: int, width: int, most: int) -> NDArray[np.int64]:
     return np.asarray((np.arange(height) * down // height)[:, None] * across + (np.arange(width) * across // width)[None], dtype=np.int64)
 
 
-def picture_players(inputs: torch.Tensor, spec: InputSpec | None, most: int) -> Players:
-    parts = [superpixels(displayed(row, spec), most) for row in inputs]
-    counts = np.array([int(p.max()) + 1 for p in parts], dtype=np.int64)
-    assignment = torch.from_numpy(np.stack(parts)) if parts else torch.zeros((0, *inputs.shape[-2:]), dtype=torch.int64)
-    return Players(assignment, counts, None, "image")
+SEGMENTATIONS = ("slic", "quickshift", "grid")
+PICTURE_NEIGHBOURHOOD = Neighbourhood("cosine", 0.25)
+PICTURE_MASKS: tuple[MaskMethod, ...] = ("mean", "blur", "noisy_linear", "zero", "marginal")
+
+
+def picture_players(inputs: torch.Tensor, spec: InputSpec | None, most: int, segmentation: str | None = None, seed: int = 0) -> Players:
+    """Superpixels of the displayed pictures, or cells of a grid; a picture's parts do not depend on the others."""
+    how = SEGMENTATIONS[0] if segmentation is None else segmentation
+    require_known([how], SEGMENTATIONS, "segmentation of pictures")
+    n, _, height, width = inputs.shape
+    parts: NDArray[np.int64]
+    if how == "grid":
+        if most < 1:
+            raise DataError(f"most is {most}: a picture has at least one part")
+        parts = np.broadcast_to(grid(height, width, most), (n, height, width))
+    elif how == "quickshift":
+        found = _in_threads(partial(quickshift_parts, seed=seed), list(_shown(inputs, spec).permute(0, 2, 3, 1).contiguous().numpy()))
+        parts = np.stack(found) if found else np.zeros((0, height, width), dtype=np.int64)
+    else:
+        parts = _slic_parts(_shown(inputs, spec), most)
+    counts = np.asarray(parts.reshape(n, -1).max(axis=1) + 1 if n else np.zeros(0), dtype=np.int64)
+    return Players(torch.from_numpy(np.array(parts)), counts, None, "image")
+
+
+def picture_filler(
+    inputs: torch.Tensor, spec: InputSpec | None, method: MaskMethod, background: torch.Tensor | None
+) -> torch.Tensor | None:
+    """(N, C, H, W) what fills removed parts of each picture, None where it depends on the parts that stay or is drawn.
+
+    mean: the mean colour of the background, else of the picture itself; blur: the picture itself, heavily blurred; zero: 0 in input space.
+    """
+    if method == "zero":
+        return torch.zeros_like(inputs)
+    if method == "mean":
+        mean = (inputs if background is None else background.to(inputs)).mean(dim=(2, 3), keepdim=True)
+        return (mean if background is None else mean.mean(dim=0, keepdim=True)).expand_as(inputs)
+    if method == "blur":
+        return blurred(inputs)
+    require_known([method], PICTURE_MASKS, "masking of pictures")
+    return None
 
 
 def mask_pictures(
@@ -377,24 +483,17 @@ def mask_pictures(
     picked = torch.as_tensor(index, device=inputs.device)
     rows = inputs[picked]
     gone = removed_entries(players, keep, index).to(inputs.device)
-    if method == "zero":
-        fill = torch.zeros_like(rows)
-    elif method == "mean":
-        source = rows if background is None else background.to(inputs)
-        mean = source.mean(dim=(2, 3), keepdim=True)
-        fill = (mean if background is None else mean.mean(dim=0, keepdim=True)).expand_as(rows)
-    elif method == "blur":
-        used, place = torch.unique(picked, return_inverse=True)
-        fill = blurred(inputs[used])[place]
+    used, place = torch.unique(picked, return_inverse=True)
+    filler = picture_filler(inputs[used], spec, method, background)
+    if filler is not None:
+        fill = filler[place]
     elif method == "marginal":
         if background is None:
             raise DataError('masking with "marginal" draws needs a background (some pictures of the data)')
         draws = generator(*key, "marginal").integers(len(background), size=len(rows))
         fill = background.to(inputs)[torch.as_tensor(draws, device=inputs.device)]
-    elif method == "noisy_linear":
-        fill = linear_fill(rows, gone) + NOISE * _unit(rows, spec) * seeded_noise(tuple(rows.shape), key, rows)
     else:
-        raise DataError(f"pictures cannot be masked with {method!r}")
+        fill = linear_fill(rows, gone) + NOISE * _unit(rows, spec) * seeded_noise(tuple(rows.shape), key, rows)
     return torch.where(gone[:, None], fill, rows)
 
 
@@ -599,8 +698,27 @@ class Images:
             return ("EXIF orientation is ignored, as in training",)
         return ()
 
-    def players(self, inputs: torch.Tensor, spec: InputSpec | None, *, most: int = 49, seed: int = 0) -> Players:
-        return picture_players(inputs, spec, most)
+    @property
+    def segmentations(self) -> tuple[str, ...]:
+        return SEGMENTATIONS
+
+    @property
+    def masks(self) -> tuple[MaskMethod, ...]:
+        return PICTURE_MASKS
+
+    def neighbourhood(self, players: Players) -> Neighbourhood:
+        return PICTURE_NEIGHBOURHOOD
+
+    def players(
+        self, inputs: torch.Tensor, spec: InputSpec | None, *, most: int = 49, seed: int = 0, segmentation: str | None = None
+    ) -> Players:
+        """SLIC and grid: at most ``most`` parts; quickshift: as many as lime's settings give. ``seed`` breaks the ties of quickshift."""
+        return picture_players(inputs, spec, most, segmentation, seed)
+
+    def filler(
+        self, inputs: torch.Tensor, spec: InputSpec | None, method: MaskMethod, background: torch.Tensor | None = None
+    ) -> torch.Tensor | None:
+        return picture_filler(inputs, spec, method, background)
 
     def mask(
         self,

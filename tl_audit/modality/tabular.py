@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from tl_audit.errors import DataError
 from tl_audit.measures.sampling import generator
-from tl_audit.modality.base import Caps, Cue, MaskMethod, Modality, Players, RawBatch, Samples
+from tl_audit.modality.base import Caps, Cue, MaskMethod, Modality, Neighbourhood, Players, RawBatch, Samples
 from tl_audit.modality.cells import NA_TEXTS, Cells, Frame, number_text, text_number
 from tl_audit.modality.options import require_column, require_known, suggest
 from tl_audit.records.exhibits import Bar, Picture
@@ -357,7 +358,13 @@ def column_slots(width: int, spec: InputSpec | None, names: Sequence[str] | None
     return {name: (i, i + 1) for i, name in enumerate(names if names is not None else [f"f{i}" for i in range(width)])}
 
 
-def column_players(inputs: torch.Tensor, slots: Mapping[str, tuple[int, int]]) -> Players:
+COLUMN_SEGMENTATIONS = ("columns",)
+COLUMN_NEIGHBOURHOOD = Neighbourhood("euclidean", 0.75)
+COLUMN_MASKS: tuple[MaskMethod, ...] = ("mean", "zero", "marginal", "conditional")
+
+
+def column_players(inputs: torch.Tensor, slots: Mapping[str, tuple[int, int]], segmentation: str | None = None) -> Players:
+    require_known([] if segmentation is None else [segmentation], COLUMN_SEGMENTATIONS, "segmentation of columns")
     width = inputs.shape[1]
     assignment = torch.zeros(width, dtype=torch.int64)
     for player, (start, stop) in enumerate(slots.values()):
@@ -368,9 +375,26 @@ def column_players(inputs: torch.Tensor, slots: Mapping[str, tuple[int, int]]) -
 
 def removed_entries(players: Players, keep: NDArray[np.bool_], index: NDArray[np.int64]) -> torch.Tensor:
     """(R, *spatial) bool: entries whose player is removed in row r."""
-    rows = players.assignment[torch.as_tensor(index, device=players.assignment.device)]
-    gone = torch.as_tensor(~np.asarray(keep, dtype=bool), device=rows.device)
-    return torch.gather(gone, 1, rows.reshape(len(rows), -1)).reshape(rows.shape)
+    assignment = players.assignment
+    gone = torch.as_tensor(~np.asarray(keep, dtype=bool), device=assignment.device)
+    out = torch.empty((len(index), *assignment.shape[1:]), dtype=torch.bool, device=assignment.device)
+    # rows of one sample lie together: looking up a run needs no copy of its assignment for every row
+    index = np.asarray(index)
+    starts = np.flatnonzero(np.r_[True, index[1:] != index[:-1]]) if len(index) else np.zeros(0, dtype=np.int64)
+    for start, stop in zip(starts, np.r_[starts[1:], len(index)], strict=True):
+        parts = assignment[int(index[start])].reshape(-1)
+        out[start:stop] = gone[start:stop].index_select(1, parts).reshape(out[start:stop].shape)
+    return out
+
+
+def column_filler(inputs: torch.Tensor, method: MaskMethod, baseline: torch.Tensor) -> torch.Tensor | None:
+    """(N, D) what fills removed columns of each row, None where it is drawn from the background."""
+    if method == "mean":
+        return baseline
+    if method == "zero":
+        return torch.zeros_like(inputs)
+    require_known([method], COLUMN_MASKS, "masking of columns")
+    return None
 
 
 def mask_columns(
@@ -383,25 +407,75 @@ def mask_columns(
     background: torch.Tensor | None,
     key: tuple[Any, ...],
 ) -> torch.Tensor:
-    """Rows with some columns removed. "marginal": every removed column from a background row of its own, all its slots together."""
+    """Rows with some columns removed.
+
+    "marginal": every removed column from a background row of its own, all its slots together, whatever stays.
+    "conditional": all removed columns from one background row that is near in the columns that stay, see ``near_rows``.
+    """
     picked = torch.as_tensor(index, device=inputs.device)
     rows = inputs[picked]
     gone = removed_entries(players, keep, index).to(inputs.device)
-    if method == "mean":
-        fill = baseline[picked]
-    elif method == "zero":
-        fill = torch.zeros_like(rows)
-    elif method == "marginal":
-        if background is None:
-            raise DataError('masking with "marginal" draws needs a background (some rows of the data)')
-        # drawn row by row in order: the draw of a row does not depend on how many rows follow
-        draws = generator(*key, "marginal").integers(len(background), size=keep.shape)
-        columns = players.assignment[0].cpu().numpy()
-        source = torch.as_tensor(draws[:, columns], device=inputs.device)
-        fill = background.to(inputs)[source, torch.arange(inputs.shape[1], device=inputs.device)]
-    else:
-        raise DataError(f'columns cannot be masked with {method!r}: use "marginal", "mean" or "zero"')
-    return torch.where(gone, fill, rows)
+    filler = column_filler(inputs, method, baseline)
+    if filler is not None:
+        return torch.where(gone, filler[picked], rows)
+    if background is None or not len(background):
+        raise DataError(f'masking with "{method}" draws needs a background (some rows of the data)')
+    if method == "conditional":
+        return torch.where(gone, background.to(inputs)[near_rows(inputs, players, keep, index, background, key)], rows)
+    # drawn row by row in order: the draw of a row does not depend on how many rows follow
+    draws = generator(*key, "marginal").integers(len(background), size=keep.shape)
+    columns = players.assignment[0].cpu().numpy()
+    source = torch.as_tensor(draws[:, columns], device=inputs.device)
+    return torch.where(gone, background.to(inputs)[source, torch.arange(inputs.shape[1], device=inputs.device)], rows)
+
+
+def near_rows(
+    inputs: torch.Tensor,
+    players: Players,
+    keep: NDArray[np.bool_],
+    index: NDArray[np.int64],
+    background: torch.Tensor,
+    key: tuple[Any, ...],
+) -> torch.Tensor:
+    """(R,) a background row for each masked row, drawn among those that are near it in the columns that stay.
+
+    The distance of two rows is the root of the mean, over the columns that stay, of their squared difference divided by the column's variance
+    in the background; the slots of a column count together, so that a category is the same or not. Of M background rows the √M nearest
+    are candidates (with all that are as near as the last of them: with nothing left, every row), drawn with the weights of a
+    normal kernel whose width is the candidates' root mean squared distance.
+
+    References
+    ----------
+    Aas, Jullum and Løland (2021). Explaining individual predictions when features are dependent: more accurate approximations to Shapley
+    values. doi:10.1016/j.artint.2021.103502 (the empirical approach; there with Mahalanobis distances and one width for all)
+    """
+    known = background.detach().to(inputs.device).double()
+    stays = torch.as_tensor(np.asarray(keep, dtype=bool), device=inputs.device).double()
+    parts = players.assignment[0].to(inputs.device)
+    count = stays.shape[1]
+
+    def by_column(slots: torch.Tensor) -> torch.Tensor:
+        return slots.new_zeros((*slots.shape[:-1], count)).index_add_(slots.ndim - 1, parts, slots)
+
+    variance = by_column(known.var(dim=0, correction=0))
+    scale = torch.where(
+        variance > 0, 1.0 / variance.clamp(min=torch.finfo(torch.float64).tiny), 0.0
+    )  # a constant column tells nobody apart
+    squares = torch.empty((len(index), len(known)), dtype=torch.float64, device=inputs.device)
+    at = np.asarray(index)
+    for sample in np.unique(at):
+        mine = torch.as_tensor(np.flatnonzero(at == sample), device=inputs.device)
+        apart = by_column((inputs[int(sample)].detach().double() - known) ** 2) * scale
+        squares[mine] = stays[mine] @ apart.T
+    squares /= stays.sum(dim=1, keepdim=True).clamp(min=1)
+    nearest = max(1, math.ceil(math.sqrt(len(known))))
+    # equal up to rounding (a matrix product rounds by its shape) is as near
+    candidate = squares <= squares.kthvalue(nearest, dim=1, keepdim=True).values * (1 + 1e-9)
+    width = (squares * candidate).sum(dim=1, keepdim=True) / candidate.sum(dim=1, keepdim=True)
+    weight = torch.exp(-squares / (2 * width.clamp(min=torch.finfo(torch.float64).tiny))) * candidate
+    reached = weight.cumsum(dim=1)
+    u = torch.as_tensor(generator(*key, "conditional").random(len(at)), device=inputs.device)[:, None] * reached[:, -1:]
+    return torch.searchsorted(reached, u, right=True)[:, 0].clamp(max=len(known) - 1)
 
 
 def column_bars(values: NDArray[np.float64], players: Players, row: int) -> tuple[Bar, ...]:
@@ -499,9 +573,27 @@ class Tabular:
                     )
         return tuple(notes)
 
-    def players(self, inputs: torch.Tensor, spec: InputSpec | None, *, most: int = 49, seed: int = 0) -> Players:
+    @property
+    def segmentations(self) -> tuple[str, ...]:
+        return COLUMN_SEGMENTATIONS
+
+    @property
+    def masks(self) -> tuple[MaskMethod, ...]:
+        return COLUMN_MASKS
+
+    def neighbourhood(self, players: Players) -> Neighbourhood:
+        return COLUMN_NEIGHBOURHOOD
+
+    def players(
+        self, inputs: torch.Tensor, spec: InputSpec | None, *, most: int = 49, seed: int = 0, segmentation: str | None = None
+    ) -> Players:
         """One player per original column, whatever ``most`` says."""
-        return column_players(inputs, column_slots(inputs.shape[1], spec))
+        return column_players(inputs, column_slots(inputs.shape[1], spec), segmentation)
+
+    def filler(
+        self, inputs: torch.Tensor, spec: InputSpec | None, method: MaskMethod, background: torch.Tensor | None = None
+    ) -> torch.Tensor | None:
+        return column_filler(inputs, method, self.baseline(inputs, spec, background))
 
     def mask(
         self,

@@ -12,11 +12,32 @@ from numpy.typing import NDArray
 
 from tl_audit.errors import DataError
 from tl_audit.measures.sampling import generator
-from tl_audit.modality.base import Caps, Cue, MaskMethod, Modality, Players, RawBatch, Samples
-from tl_audit.modality.image import corner_box, displayed, mask_pictures, patch_side, picture_players, random_box, sobel
+from tl_audit.modality.base import MASK_METHODS, Caps, Cue, MaskMethod, Modality, Neighbourhood, Players, RawBatch, Samples
+from tl_audit.modality.image import (
+    PICTURE_MASKS,
+    PICTURE_NEIGHBOURHOOD,
+    SEGMENTATIONS,
+    corner_box,
+    displayed,
+    mask_pictures,
+    patch_side,
+    picture_filler,
+    picture_players,
+    random_box,
+    sobel,
+)
 from tl_audit.modality.options import require_column, require_known
 from tl_audit.modality.pictures import as_picture, map_over
-from tl_audit.modality.tabular import column_bars, column_players, column_slots, mask_columns
+from tl_audit.modality.tabular import (
+    COLUMN_MASKS,
+    COLUMN_NEIGHBOURHOOD,
+    COLUMN_SEGMENTATIONS,
+    column_bars,
+    column_filler,
+    column_players,
+    column_slots,
+    mask_columns,
+)
 from tl_audit.records.exhibits import Bar, Picture
 from tl_audit.records.preprocessing import InputSpec
 
@@ -108,11 +129,34 @@ class Tensors:
     def spec_notes(self, samples: Samples, spec: InputSpec | None) -> tuple[str, ...]:
         return ()
 
-    def players(self, inputs: torch.Tensor, spec: InputSpec | None, *, most: int = 49, seed: int = 0) -> Players:
+    @property
+    def segmentations(self) -> tuple[str, ...]:
+        """Those of pictures, then that of columns: the default is the first that fits."""
+        return SEGMENTATIONS + COLUMN_SEGMENTATIONS
+
+    @property
+    def masks(self) -> tuple[MaskMethod, ...]:
+        """Those of either form; one that does not fit is refused when it is used."""
+        return tuple(m for m in MASK_METHODS if m in PICTURE_MASKS or m in COLUMN_MASKS)
+
+    def neighbourhood(self, players: Players) -> Neighbourhood:
+        return PICTURE_NEIGHBOURHOOD if players.spatial else COLUMN_NEIGHBOURHOOD
+
+    def players(
+        self, inputs: torch.Tensor, spec: InputSpec | None, *, most: int = 49, seed: int = 0, segmentation: str | None = None
+    ) -> Players:
         if inputs.ndim == 2:
-            return column_players(inputs, column_slots(inputs.shape[1], spec, self.names))
+            return column_players(inputs, column_slots(inputs.shape[1], spec, self.names), segmentation)
         _require_pictures(inputs, "cut into parts")
-        return picture_players(inputs, None, most)
+        return picture_players(inputs, None, most, segmentation, seed)
+
+    def filler(
+        self, inputs: torch.Tensor, spec: InputSpec | None, method: MaskMethod, background: torch.Tensor | None = None
+    ) -> torch.Tensor | None:
+        if inputs.ndim == 2:
+            return column_filler(inputs, method, self.baseline(inputs, spec, background))
+        _require_pictures(inputs, "masked")
+        return picture_filler(inputs, None, method, background)
 
     def mask(
         self,
@@ -229,7 +273,7 @@ class Tensors:
         )  # fmt: skip
 
     def map_bars(self, values: NDArray[np.float64], players: Players, row: int) -> tuple[Bar, ...]:
-        return column_bars(values, players, row) if players.shape == "columns" else ()
+        return column_bars(values, players, row) if not players.spatial else ()
 
 
 def _require_pictures(inputs: torch.Tensor, what: str) -> None:
