@@ -24,6 +24,7 @@ _WHERE = {
     "adapt": "tl_audit.finetune",
     "audit": "tl_audit.auditing",
     "explain": "tl_audit.attribution",
+    "explain_all": "tl_audit.attribution",
 }
 
 __all__ = [*sorted(_WHERE), "__version__"]
@@ -41,6 +42,7 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from tl_audit.attribution import explain as explain
+    from tl_audit.attribution import explain_all as explain_all
     from tl_audit.attribution.base import Attribution as Attribution
     from tl_audit.auditing import audit as audit
     from tl_audit.errors import TLAuditError as TLAuditError

@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import hashlib
 import inspect
+import json
 import logging
 import sys
 import time
@@ -206,7 +207,7 @@ class _Audit:
         gaps = {need: gap for need in one.needs if (gap := lacking(need, self.subject, self.evidence, self.declared)) is not None}
         if gaps:
             return not_evaluated(one, "; ".join(dict.fromkeys(gaps.values())), missing=tuple(gaps))
-        stored = self._stored_name(one)
+        stored = self._stored_name(one, context.findings)
         if stored is not None and (known := self.evidence.store.read_json("measurements", stored)) is not None:
             return Measurement.model_validate_json(known)
         try:
@@ -227,15 +228,20 @@ class _Audit:
             self.evidence.store.write_json(measurement.model_dump_json(context={"ladder": True}), "measurements", stored)
         return measurement
 
-    def _stored_name(self, one: Check) -> str | None:
-        """Name of the stored measurement; None for what depends on findings."""
-        if one.phase == 2 or self.inputs is None:
+    def _stored_name(self, one: Check, findings: Sequence[Finding]) -> str | None:
+        """Name of the stored measurement; None for what depends on any finding. What reads a few findings is stored under their outcomes."""
+        if self.inputs is None or (one.phase == 2 and not one.after):
             return None
         try:
             source = inspect.getsource(one.function)  # type: ignore[arg-type]
         except (OSError, TypeError):  # typed into a notebook or an interpreter: its code cannot be told from another's
             return None
-        parts = (one.code, str(one.version), self.inputs, source)
+        read = [
+            json.dumps([f.code, f.status, [[x.metric, dict(x.slice), x.level, x.outcome] for x in f.limits]], sort_keys=True)
+            for f in findings
+            if f.code in one.after
+        ]
+        parts = (one.code, str(one.version), self.inputs, source, *read)
         return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest() + ".json"
 
     def judge(self, measured: Mapping[str, tuple[Check, Measured, float]]) -> dict[str, Finding]:

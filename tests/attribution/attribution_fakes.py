@@ -9,8 +9,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from tl_audit.attribution import Inputs
-from tl_audit.modality.base import Players
+from tl_audit.attribution import METHODS, Inputs
+from tl_audit.attribution.methods import NEGATIVE_CONTROLS
+from tl_audit.modality.base import Neighbourhood, Players
+
+ASKING = tuple(m for m in METHODS if m not in NEGATIVE_CONTROLS)
+"""Methods that ask the model."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,14 @@ class Squares:
 
     kind: str = "squares"
     default_mask: str = "zero"
+    masks: tuple[str, ...] = ("zero",)
+    segmentations: tuple[str, ...] = ("grid",)
+
+    def neighbourhood(self, players: Players) -> Neighbourhood:
+        return Neighbourhood("cosine", 0.25) if players.spatial else Neighbourhood("euclidean", 0.75)
+
+    def filler(self, inputs: torch.Tensor, spec: Any, method: str, background: torch.Tensor | None = None) -> torch.Tensor:
+        return torch.zeros_like(inputs)
 
     def mask(
         self,

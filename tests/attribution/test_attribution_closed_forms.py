@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from tests.attribution.attribution_fakes import PatchDetector, column_inputs, image_inputs
-from tl_audit.attribution import METHODS, explain_inputs
-from tl_audit.attribution.kernel_shap import coalitions, solve, standard_errors
+from tests.attribution.attribution_fakes import ASKING, PatchDetector, column_inputs, image_inputs
+from tl_audit.attribution import explain_inputs
+from tl_audit.attribution.methods.kernel_shap import coalitions, solve, standard_errors
+from tl_audit.modality.base import Neighbourhood
 from tl_audit.models import Model
 
 ADDITIVE = ("integrated_gradients", "kernel_shap")
@@ -149,7 +150,7 @@ def test_the_estimator_is_that_of_the_shap_package():
     theirs = shap.KernelExplainer(f, np.zeros((1, d)))
     x = rng.normal(size=d)
     phi = theirs.shap_values(x, nsamples=200, l1_reg=False, silent=True)
-    from tl_audit.attribution.kernel_shap import Coalitions
+    from tl_audit.attribution.methods.kernel_shap import Coalitions
 
     design = Coalitions(theirs.maskMatrix.astype(bool), theirs.kernelWeights, np.arange(len(theirs.maskMatrix)), False)
     assert solve(design, np.asarray(theirs.ey)[:, 0], float(theirs.fnull[0]), float(theirs.fx[0])) == pytest.approx(
@@ -198,7 +199,7 @@ def test_a_column_that_does_not_count_gets_zero_and_equals_get_the_same(method):
     assert a.values[0, 0] == pytest.approx(a.values[0, 1], abs=1e-6)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ASKING)
 def test_a_constant_model_gives_zero_maps_marked_blank(method):
     class Constant(nn.Module):
         def __init__(self) -> None:
@@ -215,7 +216,7 @@ def test_a_constant_model_gives_zero_maps_marked_blank(method):
     assert a.blank.all()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ASKING)
 def test_a_planted_patch_is_found(method, patches):
     x, where = patches
     a = explain_inputs(Model(PatchDetector()), image_inputs(x), method=method, targets=ones(len(x)))
@@ -223,7 +224,7 @@ def test_a_planted_patch_is_found(method, patches):
     assert not a.blank.any()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ASKING)
 def test_player_values_are_the_sums_of_the_map_over_each_part(method, patches):
     x, _ = patches
     inputs = image_inputs(x)
@@ -249,7 +250,7 @@ def test_the_lime_surrogate_is_that_of_the_lime_package(patches):
     """One neighbourhood, drawn by lime itself: its end-to-end call and our surrogate give the same slopes."""
     from lime.lime_image import LimeImageExplainer
 
-    from tl_audit.attribution.lime import surrogate
+    from tl_audit.attribution.methods.lime import surrogate
 
     x, _ = patches
     net = PatchDetector().eval()
@@ -269,20 +270,20 @@ def test_the_lime_surrogate_is_that_of_the_lime_package(patches):
     hood[0] = 1
     pictures = np.stack([picture * row[segments] for row in hood])
     values = probabilities(pictures[..., None])[:, 1].astype(np.float64)
-    ours, _, score = surrogate(hood.astype(bool), values, image=True)
+    ours, _, score = surrogate(hood.astype(bool), values, near=Neighbourhood("cosine", 0.25))
     expected = dict(theirs.local_exp[1])
     assert ours == pytest.approx([expected[k] for k in range(16)], abs=1e-6)
     assert score == pytest.approx(theirs.score, abs=1e-6)
 
 
 def test_lime_slopes_of_a_linear_function_are_its_weights():
-    from tl_audit.attribution.lime import surrogate
+    from tl_audit.attribution.methods.lime import surrogate
 
     rng = np.random.default_rng(0)
     w = rng.normal(size=8)
     hood = rng.integers(0, 2, size=(4000, 8)).astype(bool)
     hood[0] = True
-    slopes, errors, score = surrogate(hood, hood @ w, image=False)
+    slopes, errors, score = surrogate(hood, hood @ w, near=Neighbourhood("euclidean", 0.75))
     assert slopes == pytest.approx(w, abs=0.01)
     assert score > 0.999
     assert (errors < 0.01).all()

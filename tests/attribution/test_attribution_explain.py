@@ -10,7 +10,8 @@ from PIL import Image
 from torch import nn
 
 import tl_audit as ta
-from tl_audit.attribution import METHODS, explain
+from tests.attribution.attribution_fakes import ASKING
+from tl_audit.attribution import explain
 from tl_audit.errors import ConfigError, DataError, ModelError
 from tl_audit.modality import fit_encoding
 from tl_audit.models import Model, SmallCNN, TableMLP
@@ -48,7 +49,7 @@ def test_explain_is_part_of_the_front_door():
     assert ta.explain is explain
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ASKING)
 def test_pictures_of_every_form_give_the_same_maps(method, cnn, pictures):
     whole = explain(cnn, pictures, method=method, budget=20)
     assert whole.values.shape == (3, 32, 32)
@@ -81,7 +82,7 @@ def test_the_predicted_class_is_explained_by_default(cnn):
     assert explain(cnn, x).targets.tolist() == predicted.tolist()
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m != "grad_cam"])
+@pytest.mark.parametrize("method", [m for m in ASKING if m != "grad_cam"])
 def test_tables_are_explained_by_their_own_columns(method, mlp, frame):
     a = explain(mlp, frame[:4], method=method, background=frame, target="yes", budget=80)
     assert a.values.shape == (4, 3)

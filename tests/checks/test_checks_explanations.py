@@ -11,9 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-import tl_audit.attribution as attribution
 from tests.attribution.attribution_fakes import PatchDetector, Squares, column_inputs, image_inputs
-from tl_audit.attribution import Attribution, Inputs, explain_inputs
+from tl_audit.attribution import Attribution, Inputs, Targets, explain_inputs
 from tl_audit.attribution.maps import blank_maps, from_elements
 from tl_audit.attribution.quality import (
     STEPS,
@@ -71,20 +70,6 @@ class Maps:
         return model == "adapted"
 
 
-@dataclass(frozen=True)
-class EdgeExplainer:
-    """Shows the input's edges, whatever the model: the defect that TLA703 is for."""
-
-    name: str = "edge_map"
-    signed: bool = False
-    stochastic: bool = False
-    complete: bool = False
-    needs_gradients: bool = False
-
-    def __call__(self, model: Model, inputs: Inputs, targets: Any, *, seed: int, budget: int, batch_size: int) -> Attribution:
-        return made(inputs, targets, inputs.modality.edges(inputs.tensor), self.name)
-
-
 def made(inputs: Inputs, targets: Any, values: Any, method: str) -> Attribution:
     elements, players = from_elements(torch.as_tensor(np.asarray(values)), inputs.players)
     return Attribution(elements, players, np.asarray(targets), method, inputs, False, blank=blank_maps(elements), budget=1)
@@ -133,7 +118,7 @@ def test_gain_of_random_maps_keeps_its_level(scene):
         f"{k}": Ranking(relevance_orders(tuple(rng.normal(size=(N, 16))), inputs.players, key=(k,), ids=inputs.ids), (0.2, 0.4, 0.6, 0.8))
         for k in range(120)
     }
-    curves = removal_curves(scene.model, inputs, scene.targets, rankings, seed=0, batch_size=512)
+    curves = removal_curves(scene.model, inputs, Targets(scene.targets), rankings, seed=0, batch_size=512)
     p = [sign_flip_p(curves[f"{k}"].road_combined - curves[f"{k + 60}"].road_combined, resamples=299, seed=k) for k in range(60)]
     assert np.mean(np.array(p) < 0.05) < 0.15
     assert 0.3 < np.mean(p) < 0.7
@@ -155,7 +140,7 @@ def test_the_order_of_a_linear_models_contributions_is_the_best_there_is(rng):
     rankings = {"best": Ranking(relevance_orders(best, inputs.players, key=("b",), ids=inputs.ids), STEPS)}
     for k in range(20):
         rankings[str(k)] = Ranking(relevance_orders(tuple(rng.normal(size=(10, 6))), inputs.players, key=(k,), ids=inputs.ids), STEPS)
-    curves = removal_curves(Model(net), inputs, np.ones(10, dtype=np.int64), rankings, seed=0, batch_size=64)
+    curves = removal_curves(Model(net), inputs, Targets(np.ones(10, dtype=np.int64)), rankings, seed=0, batch_size=64)
     for k in range(20):
         assert (curves["best"].most_first <= curves[str(k)].most_first + 1e-9).all()
         assert (curves["best"].least_first >= curves[str(k)].least_first - 1e-9).all()
@@ -182,9 +167,8 @@ def test_random_maps_depend_on_the_sample_and_not_on_its_neighbours(scene, rng):
     assert alone[0][0] == pytest.approx(randoms[0][1])
 
 
-def test_an_edge_map_does_not_change_when_the_weights_are_permuted(scene, monkeypatch):
-    monkeypatch.setattr(attribution, "EXPLAINERS", (*attribution.EXPLAINERS, EdgeExplainer()))
-    edges = EdgeExplainer()(scene.model, scene.inputs, scene.targets, seed=0, budget=1, batch_size=1)
+def test_an_edge_map_does_not_change_when_the_weights_are_permuted(scene):
+    edges = explain_inputs(scene.model, scene.inputs, method="edge_map", targets=scene.targets)
     found = parameter_randomisation(subject_of(scene.model), Maps({"edge_map": edges}), context())
     similar = found.select("randomised_similarity", method="edge_map")
     assert similar.value == pytest.approx(1.0)

@@ -1,10 +1,10 @@
-"""Attribution and the Explainer protocol: one contract for results, seeds and leaving no trace."""
+"""What explainers are given (``Inputs``, ``Targets``, ``Run``), what they give back (``Attribution``), and their one protocol (``Explainer``)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -14,6 +14,12 @@ from tl_audit.modality.base import Modality, Players
 from tl_audit.models.model import Model
 from tl_audit.records.exhibits import Stamp
 from tl_audit.records.preprocessing import InputSpec
+
+if TYPE_CHECKING:
+    from tl_audit.attribution.game import Memo
+
+DEFAULT_BUDGET = 256
+"""Model evaluations per sample. A backward pass counts as one more."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,68 @@ class Inputs:
     players: Players
     background: torch.Tensor | None = None
 
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def select(self, rows: NDArray[np.int64]) -> Inputs:
+        """Some of the samples, in this order."""
+        at = torch.as_tensor(rows, device=self.tensor.device)
+        return replace(self, tensor=self.tensor[at], ids=tuple(self.ids[r] for r in rows), players=self.players.select(rows))
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Which output of each sample is explained: one class, or the contrast of two.
+
+    Attributes
+    ----------
+    index : (N,) output index
+    against : (N,) the output that is subtracted, None: the plain output. "Why this and not that?"
+    """
+
+    index: NDArray[np.int64]
+    against: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, rows: slice | NDArray[np.int64]) -> Targets:
+        return Targets(self.index[rows], None if self.against is None else self.against[rows])
+
+    def of(self, table: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(N,) what is explained, from outputs (N, C)."""
+        rows = np.arange(len(table))
+        chosen = table[rows, self.index]
+        return np.asarray(chosen if self.against is None else chosen - table[rows, self.against], dtype=np.float64)
+
+    def pick(self, scores: torch.Tensor) -> torch.Tensor:
+        """As ``of``, differentiable, from a tensor (B, C)."""
+        chosen = scores.gather(1, torch.as_tensor(self.index, device=scores.device)[:, None])[:, 0]
+        if self.against is None:
+            return chosen
+        return chosen - scores.gather(1, torch.as_tensor(self.against, device=scores.device)[:, None])[:, 0]
+
+
+@dataclass(frozen=True)
+class Run:
+    """How one explanation is run: what does not belong to the method's own settings.
+
+    Attributes
+    ----------
+    seed : of stochastic methods; each sample draws from (seed, method, sample id) alone
+    budget : most model evaluations per sample; None: the method's own choice (``DEFAULT_BUDGET`` unless it says otherwise)
+    batch_size : rows per forward pass; halved where memory runs out
+    memo : evaluations of masked inputs that several methods share; None: nothing is shared
+    """
+
+    seed: int = 0
+    budget: int | None = None
+    batch_size: int = 64
+    memo: Memo | None = None
+
+    def most(self, default: int = DEFAULT_BUDGET) -> int:
+        return default if self.budget is None else self.budget
+
 
 @dataclass(frozen=True, repr=False)
 class Attribution:
@@ -45,7 +113,8 @@ class Attribution:
     ----------
     values : (N, *spatial) (images: H x W, channels summed) or (N, columns) float64; signed where the method is; NaN rows where a map is non-finite
     player_values : per sample (count[i],) values per input part: what methods are compared on
-    targets : (N,) output index explained; ``target_names`` their class names
+    targets : (N,) output index explained; ``target_names`` their class names ("ants against bees" for a contrast)
+    against : (N,) output index subtracted, None unless a contrast of two outputs was explained
     method, signed, layer, layer_reason, seed, budget : how it was made; ``budget`` counts model evaluations per sample really used
     completeness : (N,) sum of values - (f(x) - f(baseline)), for methods that promise it, else None
     standard_error : per sample (count[i],) standard error per player of stochastic methods, else None
@@ -60,6 +129,7 @@ class Attribution:
     inputs: Inputs
     signed: bool
     target_names: tuple[str, ...] | None = None
+    against: NDArray[np.int64] | None = None
     layer: str | None = None
     layer_reason: str | None = None
     seed: int = 0
@@ -73,6 +143,25 @@ class Attribution:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    @property
+    def explained(self) -> Targets:
+        return Targets(self.targets, self.against)
+
+    def select(self, rows: NDArray[np.int64]) -> Attribution:
+        """The maps of some samples, in this order."""
+        return replace(
+            self,
+            values=self.values[rows],
+            player_values=tuple(self.player_values[r] for r in rows),
+            targets=self.targets[rows],
+            target_names=None if self.target_names is None else tuple(self.target_names[r] for r in rows),
+            against=None if self.against is None else self.against[rows],
+            inputs=self.inputs.select(rows),
+            completeness=None if self.completeness is None else self.completeness[rows],
+            standard_error=None if self.standard_error is None else tuple(self.standard_error[r] for r in rows),
+            blank=self.blank[rows],
+        )
 
     def __repr__(self) -> str:
         shape = " x ".join(str(side) for side in self.values.shape[1:])
@@ -130,7 +219,11 @@ class Attribution:
 
 
 class Explainer(Protocol):
-    """A frozen dataclass whose fields are its settings. Touches the model only through ``models.borrowed``."""
+    """A frozen dataclass whose fields are its settings. Touches the model only through ``evaluation.evaluating``.
+
+    Settings that several methods have carry one name: ``output`` (Quantity), ``layer``, ``baseline``, ``masking`` (how removed parts are filled in),
+    ``convergence`` (stop when the largest 95 % half-width of a sample's values is at most this share of their range).
+    """
 
     @property
     def name(self) -> str: ...
@@ -149,6 +242,9 @@ class Explainer(Protocol):
     @property
     def needs_gradients(self) -> bool: ...
 
-    def __call__(
-        self, model: Model, inputs: Inputs, targets: NDArray[np.int64], *, seed: int, budget: int, batch_size: int
-    ) -> Attribution: ...
+    @property
+    def needs_space(self) -> bool:
+        """Reads a layer with a map of places: images only."""
+        ...
+
+    def __call__(self, model: Model, inputs: Inputs, targets: Targets, run: Run) -> Attribution: ...

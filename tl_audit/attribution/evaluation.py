@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tl_audit.attribution.base import Inputs
+from tl_audit.attribution.base import Inputs, Targets
 from tl_audit.errors import ModelError
 from tl_audit.models.borrow import borrowed
 from tl_audit.models.model import Model
-from tl_audit.models.outputs import read_outputs
+from tl_audit.models.outputs import Reading, read_outputs
 
 Quantity = Literal["logit", "probability"]
 _MOST_HALVINGS = 4
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -57,120 +59,69 @@ class Evaluator:
 
         A single binary logit z is explained as -z for the first class and z for the second, so that both have a gradient.
         """
+        return _as_quantity(self._read(x), quantity)
+
+    def both(self, x: torch.Tensor, targets: Targets) -> NDArray[np.float64]:
+        """(B, 2) logit and probability of what is explained, without gradients, of one batch."""
+        with torch.no_grad():
+            reading = self._read(self.prepare(x))
+            columns = [targets.pick(_as_quantity(reading, q)).double() for q in ("logit", "probability")]
+        return np.asarray(torch.stack(columns, dim=1).cpu().numpy())
+
+    def _read(self, x: torch.Tensor) -> Reading:
         self.evaluations += len(x)
         reading = read_outputs(self.net(x), self.output)
         if reading.probabilities:
             self.notes.add("the model's outputs are probabilities: their logarithm is explained as the logit")
-        if quantity == "probability":
-            return reading.logits.softmax(dim=1)
-        if reading.width == 1:
-            z = reading.logits[:, 1:]
-            return torch.cat([-z, z], dim=1)
-        return reading.logits
+        return reading
+
+    def score(self, x: torch.Tensor, targets: Targets, quantity: Quantity = "logit") -> torch.Tensor:
+        """(B,) what is explained of each prepared row, differentiable."""
+        return targets.pick(self.logits(x, quantity))
+
+    def each_batch(self, n: int, run: Callable[[slice], T]) -> list[T]:
+        """``run`` over slices of at most ``batch_size`` of n rows, in order. Where memory runs out the batch is halved, at most four times, and said."""
+        out: list[T] = []
+        at = 0
+        while at < n:
+            rows = slice(at, min(at + self.batch_size, n))
+            try:
+                out.append(run(rows))
+            except torch.OutOfMemoryError as error:
+                if self.halvings == _MOST_HALVINGS or self.batch_size == 1:
+                    raise ModelError(
+                        f"out of memory with {self.batch_size} row(s) at once, after halving the batch {self.halvings} time(s) ({error}): give a smaller batch_size"
+                    ) from error
+                self.halvings += 1
+                self.batch_size = max(1, self.batch_size // 2)
+                self.notes.add(f"out of memory: the batch was halved {self.halvings} time(s)")
+                continue
+            at = rows.stop
+        return out
 
     def all_scores(self, x: torch.Tensor, quantity: Quantity = "logit") -> NDArray[np.float64]:
         """(R, C) of every row, without gradients, in batches."""
         with torch.no_grad():
-            parts = [self._halving(x[i : i + self.batch_size], quantity, _MOST_HALVINGS) for i in range(0, len(x), self.batch_size)]
+            parts = self.each_batch(len(x), lambda rows: self.logits(self.prepare(x[rows]), quantity).double().cpu().numpy())
         return np.concatenate(parts) if parts else np.zeros((0, 0))
 
-    def scores(self, x: torch.Tensor, targets: NDArray[np.int64], quantity: Quantity = "logit") -> NDArray[np.float64]:
-        """(R,) of one output per row."""
-        table = self.all_scores(x, quantity)
-        return table[np.arange(len(table)), targets[: len(table)]]
-
-    def _halving(self, x: torch.Tensor, quantity: Quantity, left: int) -> NDArray[np.float64]:
-        try:
-            return self.logits(self.prepare(x), quantity).double().cpu().numpy()
-        except torch.OutOfMemoryError:
-            if left == 0 or len(x) < 2:
-                raise
-        self.halvings += 1
-        half = len(x) // 2
-        return np.concatenate([self._halving(x[:half], quantity, left - 1), self._halving(x[half:], quantity, left - 1)])
-
-    def masked_scores(
-        self,
-        inputs: Inputs,
-        targets: NDArray[np.int64],
-        keep: Sequence[NDArray[np.bool_]],
-        reference: Reference,
-        draws: Sequence[NDArray[np.int64]] | None = None,
-        quantity: Quantity = "logit",
-    ) -> list[NDArray[np.float64]]:
-        """Scores with some players replaced by the reference, for every sample, in shared batches.
-
-        Parameters
-        ----------
-        keep : per sample (R_i, count[i]); True keeps the player
-        draws : per sample (R_i,) row of the background that fills in; None: each sample's own reference row
-        """
-        sample = np.repeat(np.arange(len(keep)), [len(k) for k in keep])
-        most = int(inputs.players.count.max()) if len(keep) else 0
-        flags = np.zeros((len(sample), most), dtype=bool)
-        at = 0
-        for k in keep:
-            flags[at : at + len(k), : k.shape[1]] = k
-            at += len(k)
-        drawn = None if draws is None else np.concatenate(list(draws))
-        inputs, filler = self.moved(inputs), reference.rows.to(self.device)
-        out = np.empty(len(sample))
-        for i in range(0, len(sample), self.batch_size):
-            rows = sample[i : i + self.batch_size]
-            fill = filler[torch.as_tensor(rows if drawn is None else drawn[i : i + self.batch_size], device=self.device)]
-            x = compose(inputs, rows, flags[i : i + self.batch_size], fill)
-            out[i : i + len(rows)] = self.scores(x, targets[rows], quantity)
-        return np.split(out, np.cumsum([len(k) for k in keep])[:-1])
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What fills removed parts: ``rows`` are one per sample, or the rows of a shared background that are drawn from."""
-
-    rows: torch.Tensor
-    shared: bool
-    name: str
-
-
-def reference_of(inputs: Inputs, baseline: torch.Tensor | None) -> Reference:
-    """The reference of Shapley values and LIME: the given baseline, else the background of columns, else the kind's 'nothing there' input."""
-    if baseline is not None:
-        return Reference(broadcast_baseline(inputs, baseline), shared=False, name="given baseline")
-    if inputs.background is not None and inputs.players.shape == "columns":
-        return Reference(inputs.background.detach().cpu(), shared=True, name="rows of the background")
-    return Reference(baseline_of(inputs, None), shared=False, name="the baseline of the kind of data")
-
-
-def baseline_of(inputs: Inputs, baseline: torch.Tensor | None) -> torch.Tensor:
-    """(N, ...) reference input of each sample: the given one, else the kind's 'nothing there' input."""
-    if baseline is not None:
-        return broadcast_baseline(inputs, baseline)
-    return inputs.modality.baseline(inputs.tensor, inputs.spec, inputs.background).detach().to(inputs.tensor)
-
-
-def broadcast_baseline(inputs: Inputs, baseline: torch.Tensor) -> torch.Tensor:
-    """A baseline of one sample's shape, or of (N, ...), as (N, ...)."""
-    try:
-        return baseline.detach().to(inputs.tensor).expand(inputs.tensor.shape).clone()
-    except RuntimeError as error:
-        raise ModelError(
-            f"the baseline has shape {tuple(baseline.shape)}, the inputs {tuple(inputs.tensor.shape)}: give one input or one per sample"
-        ) from error
-
-
-def compose(inputs: Inputs, rows: NDArray[np.int64], keep: NDArray[np.bool_], fill: torch.Tensor) -> torch.Tensor:
-    """Inputs ``rows`` with the players that are not kept taken from ``fill`` (same shape)."""
-    x = inputs.tensor[torch.as_tensor(rows, device=inputs.tensor.device)].detach()
-    assignment = inputs.players.assignment[torch.as_tensor(rows, device=inputs.players.assignment.device)].to(x.device)
-    kept = torch.as_tensor(keep, device=x.device).gather(1, assignment.reshape(len(rows), -1)).reshape(assignment.shape)
-    while kept.ndim < x.ndim:  # channels share the assignment
-        kept = kept.unsqueeze(1)
-    return torch.where(kept, x, fill.to(x))
+    def scores(self, x: torch.Tensor, targets: Targets, quantity: Quantity = "logit") -> NDArray[np.float64]:
+        """(R,) what is explained of every row, without gradients, in batches."""
+        return targets.of(self.all_scores(x, quantity)) if len(x) else np.zeros(0)
 
 
 @contextmanager
-def evaluating(model: Model, *, batch_size: int) -> Iterator[Evaluator]:
-    """The model, borrowed, with no parameter asking for gradients: what lies below an explained layer then costs a forward pass only."""
+def evaluating(
+    model: Model, *, batch_size: int, outputs_only: int | None = None, sample: torch.Tensor | None = None
+) -> Iterator[Evaluator]:
+    """The model, borrowed, with no parameter asking for gradients: what lies below an explained layer then costs a forward pass only.
+
+    Parameters
+    ----------
+    outputs_only : the forward passes per sample that are planned, where neither gradients nor layers are read: a copy prepared for
+        inference may then take the model's place; None: the model itself
+    sample : model inputs (B, ...) on which such a copy must agree
+    """
     with borrowed(model) as net:
         device, dtype = torch.device("cpu"), None
         for parameter in net.parameters():
@@ -180,6 +131,15 @@ def evaluating(model: Model, *, batch_size: int) -> Iterator[Evaluator]:
             dtype = parameter.dtype if parameter.is_floating_point() else dtype
             parameter.requires_grad_(False)
         yield Evaluator(net, model.output, max(1, batch_size), device, dtype)
+
+
+def _as_quantity(reading: Reading, quantity: Quantity) -> torch.Tensor:
+    if quantity == "probability":
+        return reading.logits.softmax(dim=1)
+    if reading.width == 1:
+        z = reading.logits[:, 1:]
+        return torch.cat([-z, z], dim=1)
+    return reading.logits
 
 
 def gradient(of: torch.Tensor, wrt: torch.Tensor) -> torch.Tensor:

@@ -18,10 +18,12 @@ _ABSOLUTE = 1e-12
 
 
 def from_elements(values: torch.Tensor, players: Players) -> tuple[NDArray[np.float64], PlayerValues]:
-    """Maps and player values of elementwise values (N, *spatial) or (N, D): a player's value is the sum of its elements."""
+    """Maps and player values of elementwise values (N, [C,] *spatial) or (N, D): a player's value is the sum of its elements."""
     values = values.detach().double().cpu()
+    if values.ndim > players.assignment.ndim:  # channels share the assignment
+        values = values.sum(dim=1)
     pooled = tuple(players.pool(values))
-    if players.shape == "columns":
+    if not players.spatial:
         return np.stack(pooled), pooled
     return values.numpy(), pooled
 
@@ -29,12 +31,11 @@ def from_elements(values: torch.Tensor, players: Players) -> tuple[NDArray[np.fl
 def from_players(values: Sequence[NDArray[np.float64]], players: Players) -> tuple[NDArray[np.float64], PlayerValues]:
     """Maps and player values of values per player: on an image a player's value is spread evenly over its area, so that maps still sum to it."""
     pooled = tuple(np.asarray(v, dtype=np.float64) for v in values)
-    if players.shape == "columns":
+    if not players.spatial:
         return np.stack(pooled), pooled
     shared = []
     for i, v in enumerate(pooled):
-        area = np.bincount(players.assignment[i].reshape(-1).cpu().numpy(), minlength=len(v))
-        shared.append(v / np.maximum(area, 1))
+        shared.append(v / np.maximum(players.areas(i), 1))
     return players.spread(shared), pooled
 
 

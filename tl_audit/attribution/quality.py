@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tl_audit.attribution.base import Inputs
+from tl_audit.attribution.base import Inputs, Targets
 from tl_audit.attribution.evaluation import evaluating
 from tl_audit.attribution.maps import PlayerValues
 from tl_audit.measures import attribution as measures
@@ -68,7 +68,7 @@ def relevance_orders(
     """Players of each sample from most to least relevant: by value per area on images, by value on columns. Ties by a seeded draw."""
     orders = []
     for i, values in enumerate(player_values):
-        density = np.nan_to_num(values / np.maximum(_areas(players, i), 1e-12), nan=-np.inf)
+        density = np.nan_to_num(values / np.maximum(players.areas(i), 1e-12), nan=-np.inf)
         orders.append(np.lexsort((generator(*key, ids[i]).random(len(values)), -density)).astype(np.int64))
     return orders
 
@@ -85,7 +85,7 @@ def kept_after(order: NDArray[np.int64], areas: FloatArray, shares: Sequence[flo
 def removal_curves(
     model: Model,
     inputs: Inputs,
-    targets: NDArray[np.int64],
+    targets: Targets,
     rankings: Mapping[str, Ranking],
     *,
     seed: int,
@@ -100,10 +100,11 @@ def removal_curves(
     """
     n = len(inputs.tensor)
     store = {name: (np.zeros((n, len(r.shares) + 2)), np.zeros((n, len(r.shares) + 2))) for name, r in rankings.items()}
-    with evaluating(model, batch_size=batch_size) as evaluator:
+    planned = sum(2 * (len(r.shares) + 2) for r in rankings.values())
+    with evaluating(model, batch_size=batch_size, outputs_only=planned, sample=inputs.tensor[:8]) as evaluator:
         inputs = evaluator.moved(inputs)
         for i in range(n):
-            areas = _areas(inputs.players, i)
+            areas = inputs.players.areas(i)
             wanted: dict[bytes, int] = {}
             masks: list[NDArray[np.bool_]] = []
             places: list[tuple[FloatArray, int, int]] = []
@@ -123,7 +124,7 @@ def removal_curves(
                     spec=inputs.spec, method=inputs.modality.default_mask, background=inputs.background,
                     key=(seed, "removal", inputs.ids[i], start),
                 )  # fmt: skip
-                scores.append(evaluator.scores(x, np.full(len(keep), targets[i]), "probability"))
+                scores.append(evaluator.scores(x, targets[np.full(len(keep), i)], "probability"))
             found = np.concatenate(scores)
             for curve, column, at in places:
                 curve[i, column] = found[at]
@@ -150,7 +151,7 @@ def random_maps(values: FloatArray, players: Players, *, draws: int, key: tuple[
 
 def pooled_to_players(maps: Sequence[FloatArray], players: Players) -> PlayerValues:
     """Values per player of maps: sums over superpixels; columns as they are."""
-    if players.shape == "columns":
+    if not players.spatial:
         return tuple(maps)
     return tuple(players.pool(torch.as_tensor(np.stack(maps))))
 
@@ -158,17 +159,9 @@ def pooled_to_players(maps: Sequence[FloatArray], players: Players) -> PlayerVal
 def coarse(values: FloatArray, players: Players, *, side: int = 14) -> FloatArray:
     """(N, F) absolute maps for comparison: pooled to at most ``side`` x ``side`` on images, as they are on columns."""
     size = np.abs(values)
-    if players.shape == "columns":
+    if not players.spatial:
         return size.reshape(len(size), -1)
     return measures.pooled(size, side=min(side, *size.shape[1:]))
-
-
-def _areas(players: Players, row: int) -> FloatArray:
-    """Area of each player of a sample: pixels of superpixels; 1 for a column, however many slots encode it."""
-    count = int(players.count[row])
-    if players.shape == "columns":
-        return np.ones(count)
-    return np.bincount(players.assignment[row].reshape(-1).cpu().numpy(), minlength=count).astype(np.float64)
 
 
 def _padded(keep: NDArray[np.bool_], players: Players) -> NDArray[np.bool_]:

@@ -42,7 +42,8 @@ class Check:
         "ROLE.labels", "ROLE.groups", "ROLE.cluster" · "record" (adaptation record) · "adapted.file", "base.file" (weights file) · "cues" · "declared" ·
         "MODEL@ROLE" (the evidence pair, e.g. "adapted@target": model outputs there are finite and can be had) ·
         "a|b" (either). A check with several alternatives inside asks less here and raises NotEvaluated itself.
-    phase : 1 runs on evidence, 2 on findings (711, 902)
+    phase : 1 runs on evidence, 2 on findings as well (705 to 711, 902)
+    after : codes of the phase-1 findings that a phase-2 check reads, where it runs models: its numbers are stored under their outcomes
     version : raised when the numbers change; part of the cache key
     runs_models : may run a model itself (families 7 and 8, 608, ...)
     multiplicity : how the runner adjusts p_value inside the check: "holm" (per metric name and slice columns), "bh" (exploratory lists), "none"
@@ -58,6 +59,7 @@ class Check:
     version: int = 1
     runs_models: bool = False
     multiplicity: Literal["holm", "bh", "none"] = "holm"
+    after: tuple[str, ...] = ()
 
     def __call__(self, subject: Subject, evidence: Evidence, context: Context) -> Measurement:
         return self.function(subject, evidence, context)
@@ -121,6 +123,7 @@ def check(
     version: int = 1,
     runs_models: bool = False,
     multiplicity: Literal["holm", "bh", "none"] = "holm",
+    after: Sequence[str] = (),
 ) -> Callable[[CheckFunction], Check]:
     """Make a check of a function ``(subject, evidence, context) -> Measurement``.
 
@@ -128,7 +131,7 @@ def check(
     """
 
     def wrap(function: CheckFunction) -> Check:
-        return Check(code, title, section, severity, function, tuple(needs), phase, version, runs_models, multiplicity)
+        return Check(code, title, section, severity, function, tuple(needs), phase, version, runs_models, multiplicity, tuple(after))
 
     return wrap
 

@@ -65,6 +65,7 @@ class StoredEvidence:
         self._inputs: dict[tuple[str, str], Inputs] = {}
         self._rows: dict[str, NDArray[np.int64]] = {}
         self._attributions: dict[tuple[str, str, str], Attribution] = {}
+        self._memos: dict[tuple[str, str], Any] = {}  # Any: attribution.Memo, loaded late
 
     # What there is ------------------------------------------------------------------------------------------------------------
 
@@ -274,16 +275,18 @@ class StoredEvidence:
             inputs = self.attribution_inputs(model, domain)
             found = self._load_attribution(name, inputs)
             if found is None:
-                found = self._explain(self._model(model), inputs, method, targets)
+                found = self._explain(model, domain, inputs, method, targets)
                 self._save_attribution(name, found)
             self._attributions[key] = found
         return self._attributions[key]
 
-    def _explain(self, model: Model, inputs: Inputs, method: str, targets: NDArray[np.int64]) -> Attribution:
+    def _explain(self, key: str, domain: str, inputs: Inputs, method: str, targets: NDArray[np.int64]) -> Attribution:
         # late: explainers load captum, shap and lime, which a statistics-only audit never needs
-        explain_inputs = import_module("tl_audit.attribution").explain_inputs
-        extra = {} if self.budget is None else {"budget": self.budget}
-        found: Attribution = explain_inputs(model, inputs, method=method, targets=targets, seed=self._seed, **extra)
+        attribution = import_module("tl_audit.attribution")
+        memo = self._memos.setdefault((key, domain), attribution.Memo())  # what several methods ask is evaluated once
+        found: Attribution = attribution.explain_inputs(
+            self._model(key), inputs, method=method, targets=targets, seed=self._seed, budget=self.budget, memo=memo
+        )
         return found
 
     def _attribution_key(self, model: str, domain: str, method: str, rows: NDArray[np.int64], targets: NDArray[np.int64]) -> str:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import nn
 
-from tl_audit.attribution.base import Attribution, Inputs
+from tl_audit.attribution.base import Attribution, Inputs, Run, Targets
 from tl_audit.attribution.evaluation import Evaluator, Quantity, evaluating, gradient
 from tl_audit.attribution.layers import Choice, choose_layer, first_tensor, grid_of, named_layer, with_first
 from tl_audit.attribution.maps import blank_maps, from_elements, without_nonfinite
@@ -46,23 +44,22 @@ class GradCAM:
     stochastic: ClassVar[bool] = False
     complete: ClassVar[bool] = False
     needs_gradients: ClassVar[bool] = True
+    needs_space: ClassVar[bool] = True
 
-    def __call__(self, model: Model, inputs: Inputs, targets: NDArray[np.int64], *, seed: int, budget: int, batch_size: int) -> Attribution:
+    def __call__(self, model: Model, inputs: Inputs, targets: Targets, run: Run) -> Attribution:
         x = inputs.tensor
-        if inputs.players.shape != "image" or x.ndim != 4:
+        if not inputs.players.spatial or x.ndim != 4:
             raise ModelError("grad_cam needs a spatial layer, and these inputs are columns: use integrated_gradients, kernel_shap or lime")
-        with evaluating(model, batch_size=batch_size) as evaluator:
+        with evaluating(model, batch_size=run.batch_size) as evaluator:
             choice = self.choose(model, evaluator, x)
             layer = named_layer(evaluator.net, choice.name)
-            maps = []
-            for i in range(0, len(x), evaluator.batch_size):
-                maps.append(self.maps(evaluator, layer, choice, x[i : i + evaluator.batch_size], targets[i : i + evaluator.batch_size]))
+            maps = evaluator.each_batch(len(x), lambda rows: self.maps(evaluator, layer, choice, x[rows], targets[rows]))
         values = torch.cat(maps)
         elements, players = from_elements(values, inputs.players)
         elements = without_nonfinite(elements)
         return Attribution(
-            values=elements, player_values=players, targets=targets, method=self.name, inputs=inputs, signed=False,
-            layer=choice.name, layer_reason=choice.reason, seed=seed, budget=2, blank=blank_maps(elements),
+            values=elements, player_values=players, targets=targets.index, against=targets.against, method=self.name, inputs=inputs, signed=False,
+            layer=choice.name, layer_reason=choice.reason, seed=run.seed, budget=2, blank=blank_maps(elements),
             params={"layer": choice.name, "map": f"{choice.grid.height}x{choice.grid.width}", "output": self.output}, caveats=tuple(sorted(evaluator.notes)),
         )  # fmt: skip
 
@@ -92,7 +89,7 @@ class GradCAM:
             )
         return Choice(self.layer, grid, f"asked for ({grid.height} x {grid.width})")
 
-    def maps(self, evaluator: Evaluator, layer: nn.Module, choice: Choice, x: torch.Tensor, targets: NDArray[np.int64]) -> torch.Tensor:
+    def maps(self, evaluator: Evaluator, layer: nn.Module, choice: Choice, x: torch.Tensor, targets: Targets) -> torch.Tensor:
         """(B, H, W) float32 maps of one batch."""
         leaves: list[torch.Tensor] = []
 
@@ -107,11 +104,10 @@ class GradCAM:
         handle = layer.register_forward_hook(make_leaf)
         try:
             with torch.enable_grad():
-                scores = evaluator.logits(evaluator.prepare(x), self.output)
+                scores = evaluator.score(evaluator.prepare(x), targets, self.output)
                 if not leaves:
                     raise ModelError(f"layer {choice.name!r} was not run: choose another with layer=...")
-                chosen = scores.gather(1, torch.as_tensor(targets, device=scores.device)[:, None])
-                slope = gradient(chosen, leaves[-1])
+                slope = gradient(scores, leaves[-1])
         finally:
             handle.remove()
         activation, slope = choice.grid.maps(leaves[-1].detach()).float(), choice.grid.maps(slope).float()

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tl_audit.attribution.base import Attribution, Inputs
-from tl_audit.attribution.evaluation import Quantity, evaluating, reference_of
+from tl_audit.attribution.base import Attribution, Inputs, Run, Targets
+from tl_audit.attribution.evaluation import Quantity, evaluating
+from tl_audit.attribution.game import Game
 from tl_audit.attribution.maps import blank_maps, from_players, without_nonfinite
+from tl_audit.attribution.reference import reference_of
 from tl_audit.errors import ConfigError
 from tl_audit.measures.sampling import generator
+from tl_audit.modality.base import Neighbourhood
 from tl_audit.models.model import Model
-
-_IMAGE_WIDTH = 0.25  # lime's kernel width for cosine distance on images
-_TABLE_WIDTH = 0.75  # times the root of the number of columns: lime's for Euclidean distance on tables
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class LIME:
     Attributes
     ----------
     baseline : the input that stands for "nothing there"; None: the background, or that of the kind of data
+    masking : how removed parts are filled in, instead of a baseline; None: as ``baseline``
     output : "probability" (lime's own) or "logit"
 
     References
@@ -39,6 +40,7 @@ class LIME:
     """
 
     baseline: torch.Tensor | None = None
+    masking: str | None = None
     output: Quantity = "probability"
 
     name: ClassVar[str] = "lime"
@@ -46,11 +48,13 @@ class LIME:
     stochastic: ClassVar[bool] = True
     complete: ClassVar[bool] = False
     needs_gradients: ClassVar[bool] = False
+    needs_space: ClassVar[bool] = False
 
-    def __call__(self, model: Model, inputs: Inputs, targets: NDArray[np.int64], *, seed: int, budget: int, batch_size: int) -> Attribution:
+    def __call__(self, model: Model, inputs: Inputs, targets: Targets, run: Run) -> Attribution:
+        seed, budget = run.seed, run.most()
         if budget < 4:
             raise ConfigError(f"lime needs a budget of at least 4 model evaluations, not {budget}")
-        reference = reference_of(inputs, self.baseline)
+        reference = reference_of(inputs, self.baseline, self.masking)
         hoods, draws = [], []
         for i, sample in enumerate(inputs.ids):
             rng = generator(seed, self.name, sample)
@@ -58,19 +62,21 @@ class LIME:
             hood[0] = True
             hoods.append(hood)
             if reference.shared:
-                draws.append(rng.integers(0, len(reference.rows), size=budget))
-        with evaluating(model, batch_size=batch_size) as evaluator:
+                draws.append(rng.integers(0, len(reference), size=budget))
+        with evaluating(model, batch_size=run.batch_size, outputs_only=budget, sample=inputs.tensor[:8]) as evaluator:
             import lime.lime_base  # noqa: F401  inside the borrowing block: importing it moves NumPy's global random state
 
-            values = evaluator.masked_scores(inputs, targets, hoods, reference, draws if reference.shared else None, self.output)
+            values = Game(evaluator, inputs, targets, reference, memo=run.memo, seed=seed).values(
+                hoods, draws if reference.shared else None, self.output
+            )
             spent = evaluator.evaluations
-        image = inputs.players.shape == "image"
-        fits = [surrogate(hood, v, image=image) for hood, v in zip(hoods, values, strict=True)]
+        near = inputs.modality.neighbourhood(inputs.players)
+        fits = [surrogate(hood, v, near=near) for hood, v in zip(hoods, values, strict=True)]
         elements, players = from_players([f[0] for f in fits], inputs.players)
         elements = without_nonfinite(elements)
         scores = [f[2] for f in fits if f[2] is not None]
         return Attribution(
-            values=elements, player_values=players, targets=targets, method=self.name, inputs=inputs, signed=True, seed=seed,
+            values=elements, player_values=players, targets=targets.index, against=targets.against, method=self.name, inputs=inputs, signed=True, seed=seed,
             budget=-(-spent // max(len(hoods), 1)), standard_error=tuple(f[1] for f in fits), blank=blank_maps(elements),
             params={
                 "reference": reference.name, "output": self.output, "ridge_alpha": 1.0,
@@ -81,7 +87,7 @@ class LIME:
 
 
 def surrogate(
-    hood: NDArray[np.bool_], values: NDArray[np.float64], *, image: bool
+    hood: NDArray[np.bool_], values: NDArray[np.float64], *, near: Neighbourhood
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], float | None]:
     """Slopes (d,), their standard errors (d,) and R² of lime's weighted ridge; R² is None where all values are equal.
 
@@ -96,8 +102,8 @@ def surrogate(
     if not np.isfinite(values).all():
         return np.full(d, np.nan), np.full(d, np.nan), None
     data = hood.astype(np.float64)
-    distances = cosine_to_full(data) if image else np.sqrt((1.0 - data).sum(axis=1))
-    width = _IMAGE_WIDTH if image else _TABLE_WIDTH * np.sqrt(d)
+    distances = cosine_to_full(data) if near.distance == "cosine" else np.sqrt((1.0 - data).sum(axis=1))
+    width = near.width if near.distance == "cosine" else near.width * np.sqrt(d)
 
     def kernel(distance: NDArray[np.float64]) -> NDArray[np.float64]:
         weight: NDArray[np.float64] = np.sqrt(np.exp(-(distance**2) / width**2))

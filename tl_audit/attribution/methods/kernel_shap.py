@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tl_audit.attribution.base import Attribution, Inputs
-from tl_audit.attribution.evaluation import Quantity, evaluating, reference_of
+from tl_audit.attribution.base import Attribution, Inputs, Run, Targets
+from tl_audit.attribution.evaluation import Quantity, evaluating
+from tl_audit.attribution.game import Game
 from tl_audit.attribution.maps import blank_maps, from_players, without_nonfinite
+from tl_audit.attribution.reference import drawn_background, reference_of
 from tl_audit.errors import ConfigError
 from tl_audit.measures.sampling import generator
 from tl_audit.models.model import Model
@@ -51,6 +53,7 @@ class KernelSHAP:
     Attributes
     ----------
     baseline : the input that stands for "nothing there"; None: the background, or that of the kind of data
+    masking : how removed parts are filled in, instead of a baseline; None: as ``baseline``
     output : what is explained: "logit" or "probability"
 
     References
@@ -60,6 +63,7 @@ class KernelSHAP:
     """
 
     baseline: torch.Tensor | None = None
+    masking: str | None = None
     output: Quantity = "logit"
 
     name: ClassVar[str] = "kernel_shap"
@@ -67,41 +71,33 @@ class KernelSHAP:
     stochastic: ClassVar[bool] = True
     complete: ClassVar[bool] = True
     needs_gradients: ClassVar[bool] = False
+    needs_space: ClassVar[bool] = False
 
-    def __call__(self, model: Model, inputs: Inputs, targets: NDArray[np.int64], *, seed: int, budget: int, batch_size: int) -> Attribution:
+    def __call__(self, model: Model, inputs: Inputs, targets: Targets, run: Run) -> Attribution:
+        seed, budget = run.seed, run.most()
         if budget < 4:
             raise ConfigError(f"kernel_shap needs a budget of at least 4 model evaluations, not {budget}")
-        reference = reference_of(inputs, self.baseline)
+        reference = reference_of(inputs, self.baseline, self.masking)
         counts = inputs.players.count
         n = len(inputs.tensor)
-        caveats = []
-        rows = reference.rows
-        if reference.shared and len(rows) > _MOST_BACKGROUND:
-            chosen = np.sort(generator(seed, self.name, "background").permutation(len(rows))[:_MOST_BACKGROUND])
-            rows = rows[torch.as_tensor(chosen)]
-            reference = type(reference)(rows, True, reference.name)
-            caveats.append(f"{_MOST_BACKGROUND} rows of the background were drawn to stand for all")
+        reference, note = drawn_background(reference, most=_MOST_BACKGROUND, seed=seed, method=self.name)
+        caveats = [] if note is None else [note]
         designs, draws = [], []
         for i in range(n):
             rng = generator(seed, self.name, inputs.ids[i])
             design = coalitions(int(counts[i]), budget - 2, rng)
             if reference.shared:
-                design, drawn = with_draws(design, len(rows), budget - 2, rng)
+                design, drawn = with_draws(design, len(reference), budget - 2, rng)
                 draws.append(drawn)
             designs.append(design)
-        with evaluating(model, batch_size=batch_size) as evaluator:
-            full = evaluator.scores(inputs.tensor, targets, self.output)
-            if reference.shared:
-                empty = evaluator.all_scores(rows, self.output).mean(axis=0)[targets]
-            else:
-                empty = evaluator.scores(rows, targets, self.output)
-            values = evaluator.masked_scores(
-                inputs, targets, [d.masks for d in designs], reference, draws if reference.shared else None, self.output
-            )
+        with evaluating(model, batch_size=run.batch_size, outputs_only=budget, sample=inputs.tensor[:8]) as evaluator:
+            game = Game(evaluator, inputs, targets, reference, memo=run.memo, seed=seed)
+            full, empty = game.full(self.output), game.empty(self.output)
+            values = game.values([d.masks for d in designs], draws if reference.shared else None, self.output)
             spent = evaluator.evaluations
         solved = [solve(d, v, empty[i], full[i]) for i, (d, v) in enumerate(zip(designs, values, strict=True))]
         errors = tuple(
-            np.zeros(len(phi)) if d.exact and (not reference.shared or len(d.masks) == (2 ** d.masks.shape[1] - 2) * len(rows))
+            np.zeros(len(phi)) if d.exact and (not reference.shared or len(d.masks) == (2 ** d.masks.shape[1] - 2) * len(reference))
             else standard_errors(d, v, empty[i], full[i], phi)
             for i, (d, v, phi) in enumerate(zip(designs, values, solved, strict=True))
         )  # fmt: skip
@@ -110,7 +106,7 @@ class KernelSHAP:
         if any(len(np.unique(d.pairs)) < d.masks.shape[1] for d in designs if not d.exact):
             caveats.append("fewer pairs of coalitions than input parts: values are coarse, raise the budget")
         return Attribution(
-            values=elements, player_values=players, targets=targets, method=self.name, inputs=inputs, signed=True, seed=seed,
+            values=elements, player_values=players, targets=targets.index, against=targets.against, method=self.name, inputs=inputs, signed=True, seed=seed,
             budget=-(-spent // max(n, 1)), completeness=np.array([p.sum() for p in solved]) - (full - empty), standard_error=errors,
             blank=blank_maps(elements),
             params={"reference": reference.name, "output": self.output, "exact": all(d.exact for d in designs)},

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tl_audit.attribution.base import Attribution, Inputs
-from tl_audit.attribution.evaluation import Quantity, baseline_of, evaluating
+from tl_audit.attribution.base import Attribution, Inputs, Run, Targets
+from tl_audit.attribution.evaluation import Quantity, evaluating
 from tl_audit.attribution.maps import blank_maps, from_elements, without_nonfinite
+from tl_audit.attribution.reference import baseline_of
 from tl_audit.errors import ConfigError, ModelError
 from tl_audit.models.model import Model
 
@@ -45,29 +45,34 @@ class IntegratedGradients:
     stochastic: ClassVar[bool] = False
     complete: ClassVar[bool] = True
     needs_gradients: ClassVar[bool] = True
+    needs_space: ClassVar[bool] = False
 
-    def __call__(self, model: Model, inputs: Inputs, targets: NDArray[np.int64], *, seed: int, budget: int, batch_size: int) -> Attribution:
+    def __call__(self, model: Model, inputs: Inputs, targets: Targets, run: Run) -> Attribution:
         from captum.attr import IntegratedGradients as Captum
 
-        steps = self.steps if self.steps is not None else max(1, min(_STEPS, (budget - 2) // 2))
+        steps = self.steps if self.steps is not None else max(1, min(_STEPS, (run.most() - 2) // 2))
         if steps < 1:
             raise ConfigError(f"integrated_gradients needs at least one step, not {steps}")
         baseline = baseline_of(inputs, self.baseline)
-        parts, residual = [], []
-        with evaluating(model, batch_size=batch_size) as evaluator:
-            captum = Captum(partial(evaluator.logits, quantity=self.output), multiply_by_inputs=True)
-            for i in range(0, len(inputs.tensor), evaluator.batch_size):
-                x, start = (
-                    evaluator.prepare(inputs.tensor[i : i + evaluator.batch_size]),
-                    evaluator.prepare(baseline[i : i + evaluator.batch_size]),
-                )
-                to = targets[i : i + evaluator.batch_size]
+        with evaluating(model, batch_size=run.batch_size) as evaluator:
+
+            def batch(rows: slice) -> tuple[torch.Tensor, NDArray[np.float64]]:
+                x, start, to = evaluator.prepare(inputs.tensor[rows]), evaluator.prepare(baseline[rows]), targets[rows]
+
+                def forward(z: torch.Tensor) -> torch.Tensor:  # captum repeats the rows of a batch step by step
+                    times = len(z) // len(x)
+                    every = Targets(np.tile(to.index, times), None if to.against is None else np.tile(to.against, times))
+                    return evaluator.score(z, every, self.output)
+
                 with torch.enable_grad():
                     try:
-                        values = captum.attribute(
-                            x.clone(), start.clone(), target=torch.as_tensor(to, device=x.device), n_steps=steps, method="gausslegendre",
+                        found = Captum(forward, multiply_by_inputs=True).attribute(
+                            x.clone(),
+                            start.clone(),
+                            n_steps=steps,
+                            method="gausslegendre",
                             internal_batch_size=max(evaluator.batch_size, len(x)),
-                        )  # fmt: skip
+                        )
                     except RuntimeError as error:
                         if "does not require grad" in str(error) or "not have been used in the graph" in str(error):
                             raise ModelError(
@@ -75,17 +80,15 @@ class IntegratedGradients:
                             ) from error
                         raise
                 change = evaluator.scores(x, to, self.output) - evaluator.scores(start, to, self.output)
-                total = values.detach().double().reshape(len(x), -1).sum(dim=1).cpu().numpy()
-                parts.append(values.detach().cpu())
-                residual.append(total - change)
-        values = torch.cat(parts).double()
-        if inputs.players.shape == "image" and values.ndim == 4:
-            values = values.sum(dim=1)
-        elements, players = from_elements(values, inputs.players)
+                total = found.detach().double().reshape(len(x), -1).sum(dim=1).cpu().numpy()
+                return found.detach().cpu(), total - change
+
+            done = evaluator.each_batch(len(inputs), batch)
+        elements, players = from_elements(torch.cat([values for values, _ in done]).double(), inputs.players)
         elements = without_nonfinite(elements)
         return Attribution(
-            values=elements, player_values=players, targets=targets, method=self.name, inputs=inputs, signed=True, seed=seed,
-            budget=2 * steps + 2, completeness=np.concatenate(residual), blank=blank_maps(elements),
+            values=elements, player_values=players, targets=targets.index, against=targets.against, method=self.name, inputs=inputs, signed=True, seed=run.seed,
+            budget=2 * steps + 2, completeness=np.concatenate([left for _, left in done]), blank=blank_maps(elements),
             params={"steps": steps, "quadrature": "gauss-legendre", "baseline": "given" if self.baseline is not None else "kind of data", "output": self.output},
             caveats=tuple(sorted(evaluator.notes)),
         )  # fmt: skip

@@ -1,0 +1,26 @@
+"""The explainers: one frozen dataclass in one file each, and one entry here. Its fields are its settings."""
+
+from __future__ import annotations
+
+from tl_audit.attribution.base import Explainer
+from tl_audit.attribution.methods.edge_map import EdgeMap
+from tl_audit.attribution.methods.grad_cam import GradCAM
+from tl_audit.attribution.methods.integrated_gradients import IntegratedGradients
+from tl_audit.attribution.methods.kernel_shap import KernelSHAP
+from tl_audit.attribution.methods.lime import LIME
+from tl_audit.attribution.methods.random_map import RandomMap
+
+EXPLAINERS: tuple[Explainer, ...] = (
+    GradCAM(),
+    IntegratedGradients(),
+    KernelSHAP(),
+    LIME(),
+    EdgeMap(),
+    RandomMap(),
+)
+"""What there is. A new explainer is one file and one entry here."""
+
+METHODS: tuple[str, ...] = tuple(e.name for e in EXPLAINERS)
+
+NEGATIVE_CONTROLS: tuple[str, ...] = ("edge_map", "random_map")
+"""Explainers that do not ask the model: what they show must be found out by the quality checks."""

@@ -1,0 +1,14 @@
+"""TLA7xx: where does the model look, and may its maps be believed? One file per check; ``shared`` and ``gallery`` serve them all."""
+
+from __future__ import annotations
+
+from tl_audit.checks.base import Check
+from tl_audit.checks.explanations.faithfulness import faithfulness
+from tl_audit.checks.explanations.gate import explanation_gate
+from tl_audit.checks.explanations.randomisation import parameter_randomisation
+
+EXPLANATIONS: tuple[Check, ...] = (
+    faithfulness,
+    parameter_randomisation,
+    explanation_gate,
+)

@@ -1,0 +1,209 @@
+"""TLA703: does the map depend on what the model has learned?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tl_audit.attribution import Attribution, explainer
+from tl_audit.attribution.quality import (
+    coarse,
+    random_maps,
+)
+from tl_audit.attribution.randomise import randomised_copy
+from tl_audit.checks.base import Context, check, exact, metric
+from tl_audit.checks.explanations.shared import (
+    RANDOM_MAPS,
+    FloatArray,
+    Maps,
+    again_with,
+    blank_caveats,
+    blank_metrics,
+    cluster_of,
+    estimate_bar,
+    map_picture,
+    maps_of,
+    mean_of_known,
+    mean_over,
+    rows_of,
+    samples_mode,
+    short_id,
+    unavailable,
+)
+from tl_audit.evidence.base import Evidence
+from tl_audit.measures.attribution import rank_correlation
+from tl_audit.measures.sampling import priority
+from tl_audit.models.model import Model
+from tl_audit.records.exhibits import (
+    Bar,
+    Bars,
+    Exhibit,
+    GridRow,
+    ImageGrid,
+)
+from tl_audit.records.metrics import Measurement, Metric
+from tl_audit.subject import Subject
+
+DRAWS = 3
+
+
+@check(
+    "TLA703",
+    "Parameter randomisation",
+    section="explanations",
+    severity="critical",
+    needs=("adapted", "target", "adapted@target"),
+    runs_models=True,
+)
+def parameter_randomisation(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
+    """Does the map depend on what the model has learned?
+
+    How it is measured: three copies of the model get every weight tensor, and BatchNorm's statistics, permuted in itself; the same samples are explained again, for the same class,
+    at half the budget. Maps are compared by Spearman's rank correlation of absolute values (images pooled to 14 x 14). The ceiling is the same model with another
+    seed; the effect is ceiling minus similarity, per sample. An edge map and random maps of the same smoothness are floor references.
+    Intervals are over samples or clusters, for these three copies.
+
+    Why it matters: a map that stays when everything learned is gone shows the input, not the model.
+
+    How to reduce the risk: choose another method or target layer; do not show the maps of a method that fails here.
+    """
+    maps = maps_of(evidence)
+    seed, rules = context.seed, context.rules
+    copies = [randomised_copy(subject.adapted, seed=seed, draw=draw) for draw in range(DRAWS)]
+    metrics: list[Metric] = []
+    bars: list[Bar] = []
+    said: list[str] = []
+    caveats: list[str] = blank_caveats(maps)
+    redrawn: dict[str, Attribution] = {}
+    for done, (method, a) in enumerate(maps.found.items()):
+        context.progress("parameter randomisation", done, len(maps.found))
+        measured = _randomisation(subject.adapted, copies, a, context)
+        redrawn[method] = measured.redrawn
+        cluster = cluster_of(evidence, a.inputs.ids)
+        where = {"method": method}
+        nothing = "every map is blank, or too small to rank"
+        similar = replace(mean_over(measured.similarity, cluster, bounds=(-1, 1), nothing=nothing), null=measured.chance)
+        effect = mean_over(measured.ceiling - measured.similarity, cluster, bounds=(-2, 2), null=0.0, seed=seed, nothing=nothing)
+        metrics.append(metric("randomised_similarity", similar, rules=rules, better="lower", slice=where))
+        if explainer(method).stochastic:
+            ceiling = mean_over(measured.ceiling, cluster, bounds=(-1, 1), nothing=nothing)
+            metrics.append(metric("seed_similarity", ceiling, rules=rules, better="higher", slice=where))
+            top = ceiling.value
+        else:
+            metrics.append(
+                exact(
+                    "seed_similarity",
+                    1.0,
+                    n={"target": len(a)},
+                    better="higher",
+                    slice=where,
+                    reason="the method is deterministic: 1 by definition",
+                )
+            )
+            top = 1.0
+        metrics.append(metric("randomisation_effect", effect, rules=rules, better="higher", slice=where))
+        if measured.edges is not None:
+            edges = mean_over(measured.edges, cluster, bounds=(-1, 1), nothing=nothing)
+            metrics.append(metric("edge_similarity", edges, rules=rules, slice=where))
+            bars.append(estimate_bar(method, "edge map", edges, rules.confidence))
+        bars.append(estimate_bar(method, "weights permuted", similar, rules.confidence, null=measured.chance))
+        bars.append(Bar(label=method, series="same model, other seed", value=top, n=len(a), note=None if top is not None else nothing))
+        if measured.blank:
+            caveats.append(f"{method}: {measured.blank} of {DRAWS * len(a)} maps of permuted models show no signal and are left out")
+        if similar.value is not None:
+            said.append(f"{method} {similar.value:.2f}")
+    metrics += blank_metrics(maps)
+    metrics += unavailable(("randomised_similarity", "randomisation_effect"), maps.missing)
+    exhibits: list[Exhibit] = [
+        Bars(
+            id="randomisation",
+            title=f"Likeness of maps before and after the weights are permuted: {', '.join(said) or 'undefined'}",
+            how_to_read="1: the map does not change; 0: nothing in common. A tick is what a random map of the same smoothness reaches.",
+            alt="Bars of rank correlation between maps of the trained and of the permuted model, per method, with seed ceiling and edge map.",
+            caption=f"n = {len(maps.first)} target samples, {DRAWS} permuted copies, half the budget, seed {seed}.",
+            value_label="rank correlation",
+            bars=tuple(bars),
+            signed=True,
+        )
+    ]
+    grid = _randomisation_grid(evidence, context, maps, redrawn)
+    if grid is not None:
+        exhibits.append(grid)
+    return Measurement(
+        summary=f"Rank correlation of maps with those of a model whose weights were permuted: {', '.join(said) or 'undefined'}.",
+        metrics=tuple(metrics),
+        exhibits=tuple(exhibits),
+        caveats=(*caveats, *(f"{m} was not computed: {why}" for m, why in maps.missing.items())),
+        params={"draws": DRAWS, "seed": seed, "samples": len(maps.first), "budget": "half", "compared_on": "14 x 14, or columns"},
+    )
+
+
+@dataclass(frozen=True)
+class _Randomisation:
+    """Per sample: similarity to permuted models, ceiling of other seeds, edges; NaN where a map is blank. ``chance``: of random maps."""
+
+    similarity: FloatArray
+    ceiling: FloatArray
+    edges: FloatArray | None
+    chance: float | None
+    blank: int
+    redrawn: Attribution
+
+
+def _randomisation(model: Model, copies: Sequence[Model], a: Attribution, context: Context) -> _Randomisation:
+    players, ids = a.inputs.players, a.inputs.ids
+    own = np.where(a.blank[:, None], np.nan, coarse(a.values, players))
+    rows, blank = [], 0
+    redrawn = a
+    for draw, other in enumerate(copies):
+        again = again_with(other, a, a.inputs, a.targets, seed=a.seed + 1 + draw, half=True)
+        redrawn = again if draw == 0 else redrawn
+        blank += int((again.blank & ~a.blank).sum())
+        rows.append(rank_correlation(own, np.where(again.blank[:, None], np.nan, coarse(again.values, players))))
+    similarity = mean_of_known(np.array(rows))
+    if explainer(a.method).stochastic:
+        other_seed = again_with(model, a, a.inputs, a.targets, seed=a.seed + 1 + len(copies), half=True)
+        ceiling = rank_correlation(own, np.where(other_seed.blank[:, None], np.nan, coarse(other_seed.values, players)))
+    else:
+        ceiling = np.where(a.blank, np.nan, 1.0)
+    edge_maps = a.inputs.modality.edges(a.inputs.tensor)
+    edges = None if edge_maps is None else rank_correlation(own, coarse(edge_maps, players))
+    chances = []
+    for random in random_maps(a.values, players, draws=RANDOM_MAPS, key=(context.seed, "TLA703", a.method), ids=ids):
+        shown = np.stack(random)
+        shown = shown if a.signed else np.maximum(shown, 0.0)
+        chances.append(rank_correlation(own, coarse(shown, players)))
+    known = np.array(chances)[np.isfinite(np.array(chances))]
+    return _Randomisation(similarity, ceiling, edges, float(known.mean()) if known.size else None, blank, redrawn)
+
+
+def _randomisation_grid(evidence: Evidence, context: Context, maps: Maps, redrawn: Mapping[str, Attribution]) -> ImageGrid | None:
+    """Two samples: maps of the trained and of a permuted model, side by side."""
+    if evidence.samples == "off" or not maps.first.inputs.players.spatial:
+        return None
+    lead = maps.first
+    redacted = evidence.samples == "redacted"
+    rows = rows_of(evidence, lead.inputs.ids)
+    grid: list[GridRow] = []
+    for at in np.argsort(priority(context.seed, lead.inputs.ids), kind="stable")[:2]:
+        pictures = []
+        for method, a in maps.found.items():
+            if a.inputs.ids != lead.inputs.ids:
+                continue
+            for title, shown in ((f"{method}, trained", a), (f"{method}, permuted", redrawn[method])):
+                picture = map_picture(shown, int(at), title, redacted)
+                pictures += [] if picture is None else [picture]
+        grid.append(GridRow(id=short_id(evidence, int(rows[at])), facts=(("chosen", "first by hash"),), pictures=tuple(pictures)))
+    if not any(r.pictures for r in grid):
+        return None
+    return ImageGrid(
+        id="trained-and-permuted",
+        title="Maps of the trained model and of one whose weights were permuted",
+        how_to_read="If both maps of a pair look alike, the method shows the input and not the model.",
+        alt="Pairs of attribution maps: trained model and permuted model.",
+        caption=f"Samples by hash priority; first permuted copy; seed {context.seed}.",
+        rows=tuple(grid),
+        samples=samples_mode(evidence),
+    )
