@@ -360,6 +360,7 @@ def column_slots(width: int, spec: InputSpec | None, names: Sequence[str] | None
 
 COLUMN_SEGMENTATIONS = ("columns",)
 COLUMN_NEIGHBOURHOOD = Neighbourhood("euclidean", 0.75)
+LONG_RUN = 16  # rows of one sample after another
 COLUMN_MASKS: tuple[MaskMethod, ...] = ("mean", "zero", "marginal", "conditional")
 
 
@@ -376,11 +377,14 @@ def column_players(inputs: torch.Tensor, slots: Mapping[str, tuple[int, int]], s
 def removed_entries(players: Players, keep: NDArray[np.bool_], index: NDArray[np.int64]) -> torch.Tensor:
     """(R, *spatial) bool: entries whose player is removed in row r."""
     assignment = players.assignment
-    gone = torch.as_tensor(~np.asarray(keep, dtype=bool), device=assignment.device)
-    out = torch.empty((len(index), *assignment.shape[1:]), dtype=torch.bool, device=assignment.device)
-    # rows of one sample lie together: looking up a run needs no copy of its assignment for every row
     index = np.asarray(index)
-    starts = np.flatnonzero(np.r_[True, index[1:] != index[:-1]]) if len(index) else np.zeros(0, dtype=np.int64)
+    gone = torch.as_tensor(~np.asarray(keep, dtype=bool), device=assignment.device)
+    starts = np.flatnonzero(np.r_[True, index[1:] != index[:-1]])
+    if not len(index) or LONG_RUN * len(starts) > len(index):
+        rows = assignment[torch.as_tensor(index, device=assignment.device)]
+        return torch.gather(gone, 1, rows.flatten(1)).reshape(rows.shape)
+    # rows of one sample lie together: looking up a run needs no copy of its assignment for every row, which takes as long again
+    out = torch.empty((len(index), *assignment.shape[1:]), dtype=torch.bool, device=assignment.device)
     for start, stop in zip(starts, np.r_[starts[1:], len(index)], strict=True):
         parts = assignment[int(index[start])].reshape(-1)
         out[start:stop] = gone[start:stop].index_select(1, parts).reshape(out[start:stop].shape)
