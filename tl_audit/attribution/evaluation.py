@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 from tl_audit.attribution.base import Inputs, Targets
 from tl_audit.errors import ModelError
 from tl_audit.models.borrow import borrowed
+from tl_audit.models.inference import inference_copy
 from tl_audit.models.model import Model
 from tl_audit.models.outputs import Reading, read_outputs
 
@@ -32,6 +33,7 @@ class Evaluator:
     ----------
     evaluations : forward passes so far, one per row; a backward pass counts as one more
     halvings : how often a batch had to be halved for lack of memory
+    facts : how the model was run ("network": the copy that stood in for it, or why it was run itself), for an attribution's params
     """
 
     net: nn.Module
@@ -42,6 +44,7 @@ class Evaluator:
     evaluations: int = 0
     halvings: int = 0
     notes: set[str] = field(default_factory=set)
+    facts: dict[str, Any] = field(default_factory=dict)  # Any: plain JSON values
 
     def prepare(self, x: torch.Tensor) -> torch.Tensor:
         """Rows on the model's device and in its floating-point type."""
@@ -130,7 +133,12 @@ def evaluating(
             device = parameter.device
             dtype = parameter.dtype if parameter.is_floating_point() else dtype
             parameter.requires_grad_(False)
-        yield Evaluator(net, model.output, max(1, batch_size), device, dtype)
+        facts: dict[str, Any] = {}
+        if outputs_only is not None and sample is not None and len(sample):
+            prepared = inference_copy(model, sample, planned=outputs_only)
+            facts["network"] = prepared.reason if prepared.net is not None else f"the model itself: {prepared.reason}"
+            net = net if prepared.net is None else prepared.net
+        yield Evaluator(net, model.output, max(1, batch_size), device, dtype, facts=facts)
 
 
 def _as_quantity(reading: Reading, quantity: Quantity) -> torch.Tensor:

@@ -127,12 +127,9 @@ def inference_copy(
                     return Prepared(
                         None, "there is nothing to gain: the network needs its maps in the plain layout, and no batch norm can be folded"
                     )
-                return Prepared(
-                    twin, f"a copy with {', '.join(done)}; logits within {outcome:.1e} of their spread",
-                    len(record.pairs), layout, outcome, precision or own,
-                )  # fmt: skip
+                return Prepared(twin, f"a copy with {', '.join(done)}", len(record.pairs), layout, outcome, precision or own)
         if isinstance(outcome, str):
-            return Prepared(None, f"a prepared copy fails ({outcome})")
+            return Prepared(None, f"a prepared copy cannot be used ({outcome})")
         return Prepared(
             None, f"a prepared copy's logits differ by {outcome:.1e} of their spread, more than {tolerance:g}", difference=outcome
         )
