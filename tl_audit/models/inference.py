@@ -146,6 +146,9 @@ class _Record:
 
 def _doubt(net: nn.Module, precision: torch.dtype | None) -> str | None:
     """Why this network must not be copied, seen without running it."""
+    tensors = [*net.parameters(), *net.buffers()]
+    if any(isinstance(t, nn.UninitializedParameter | nn.UninitializedBuffer) for t in tensors):
+        return "it holds parameters that were never initialised"
     foldable = False
     for path, module in net.named_modules():
         where = repr(path) if path else "the network"
@@ -158,9 +161,6 @@ def _doubt(net: nn.Module, precision: torch.dtype | None) -> str | None:
         if hasattr(module, "_orig_mod"):
             return f"{where} is a compiled module"
         foldable = foldable or isinstance(module, nn.Conv2d) or type(module) in _NORMS
-    tensors = [*net.parameters(), *net.buffers()]
-    if any(isinstance(t, nn.UninitializedParameter | nn.UninitializedBuffer) for t in tensors):
-        return "it holds parameters that were never initialised"
     if len({t.device for t in tensors}) > 1:
         return "its parameters lie on several devices"
     kinds = {p.dtype for p in net.parameters() if p.is_floating_point()}
