@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from tl_audit.policy import Rules
 from tl_audit.subject import Subject
 
 FloatArray = NDArray[np.float64]
+T = TypeVar("T")
 
 _HOW_TO_GIVE = {
     "adapted": "the adapted model: [adapted] in audit.toml, adapted= in Python",
@@ -148,6 +149,10 @@ class Evidence(Protocol):
 
     def attribution_rows(self, domain: str) -> NDArray[np.int64]:
         """Row numbers of the attribution sample: hash priority, stratified by class and group."""
+        ...
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """What several checks derive from this evidence, made on first use and kept while the audit runs."""
         ...
 
     @property

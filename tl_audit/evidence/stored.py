@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from tl_audit.subject import Domain, Subject
 BACKGROUND = 32
 """Reference inputs for SHAP, marginal masking and baselines."""
 
+T = TypeVar("T")
 LABELS_TAKE_A_MODEL = "no common label space"
 
 
@@ -65,6 +66,7 @@ class StoredEvidence:
         self._inputs: dict[tuple[str, str], Inputs] = {}
         self._rows: dict[str, NDArray[np.int64]] = {}
         self._attributions: dict[tuple[str, str, str], Attribution] = {}
+        self._once: dict[str, Any] = {}  # Any: what ``once`` was asked to make
         self._memos: dict[tuple[str, str], Any] = {}  # Any: attribution.Memo, loaded late
 
     # What there is ------------------------------------------------------------------------------------------------------------
@@ -279,6 +281,12 @@ class StoredEvidence:
                 self._save_attribution(name, found)
             self._attributions[key] = found
         return self._attributions[key]
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        if name not in self._once:
+            self._once[name] = make()
+        found: T = self._once[name]
+        return found
 
     def _explain(self, key: str, domain: str, inputs: Inputs, method: str, targets: NDArray[np.int64]) -> Attribution:
         # late: explainers load captum, shap and lime, which a statistics-only audit never needs

@@ -109,7 +109,7 @@ def judge(
     """
     today = today or datetime.datetime.now(datetime.UTC).date()
     judged = hold(code, measurement, policy)
-    status, deciding = _status(judged)
+    status, deciding = _status(judged, answered=code in answered)
     questions = tuple(r.question for r in policy.reviews if r.check == code and code not in answered)
     reason = _reason(status, deciding, judged, measurement)
     if questions and WORST_FIRST.index(status) > WORST_FIRST.index("review"):
@@ -405,20 +405,22 @@ def _joined(*notes: str | None) -> str:
 # -- status and reason --------------------------------------------------------------------------------------------------
 
 
-def _status(judged: Sequence[Judged]) -> tuple[Status, list[Judged]]:
-    """The status, and the rows that decide it."""
+def _status(judged: Sequence[Judged], *, answered: bool) -> tuple[Status, list[Judged]]:
+    """The status, and the rows that decide it. ``answered``: a person has answered what a broken review limit asks."""
     if not judged:
         return "info", []
     fails = [j for j in judged if j.level == "fail"]
     warns = [j for j in judged if j.level == "warn"]
     if broken := [j for j in fails if j.state == "broken"]:
         return "fail", broken
-    if broken := [j for j in warns if j.state == "broken"]:
+    if broken := [j for j in warns if j.state == "broken" and j.limit.breach != "review"]:
         return "warn", broken
     open_rows = [j for j in fails if j.state == "undecided"]
     open_rows += [j for j in warns if j.state == "undecided" and (j.beyond or j.short or j.unsettled_guard)]
     if open_rows:
         return "inconclusive", open_rows
+    if broken := [j for j in warns if j.state == "broken"]:
+        return ("info" if answered else "review"), broken
     if all(j.state == "not_judged" for j in judged):
         return "info", list(judged)
     return "pass", [j for j in judged if j.state in ("met", "undecided")]
@@ -428,13 +430,16 @@ def _reason(status: Status, deciding: Sequence[Judged], judged: Sequence[Judged]
     if status == "info":
         if not deciding:
             return "Measured; the policy sets no limit."
+        if deciding[0].state == "broken":
+            row = deciding[0]
+            return f"A person has answered for {_named(row, start=False)}: {measured(row.metric, row.interval, row.confidence, limit=row.bound)}."
         return f"Measured and shown without a verdict: {_named(deciding[0], start=False)}, {deciding[0].note}."
     worst = max(deciding, key=_weight)
     if status == "pass":
         return _reason_of_pass(deciding)
     named = _named(worst)
-    if status in ("warn", "fail"):
-        what = "limit" if worst.level == "fail" else "warning limit"
+    if status in ("warn", "fail", "review"):
+        what = "limit" if worst.level == "fail" else "warning limit" if status == "warn" else "limit above which a person must look"
         if worst.rule == "exact":
             text = f"{named}: {amount(worst.metric.value)}; the {what} is {_bound(worst)}."
         else:

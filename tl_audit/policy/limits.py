@@ -96,8 +96,8 @@ class Limit(Record):
     "metric that holds the upper point by chance: the bound in force is the larger of the two"
     relative_to_null: bool = False
     "the bound counts from the metric's value by chance (``null``) instead of from 0"
-    breach: Literal["status", "inconclusive"] = "status"
-    "inconclusive: a broken limit says that something could not be measured, not that it is bad"
+    breach: Literal["status", "inconclusive", "review"] = "status"
+    "inconclusive: a broken limit says that something could not be measured, not that it is bad; review: a person must say whether it is"
     exempt: tuple[Literal["null", "minimum"], ...] = ()
     "null: undefined by design is not judged; minimum: below the minimum it is shown without a verdict"
     origin: str = "none given"
@@ -300,7 +300,7 @@ class _LimitEntry(Record):
     null_ceiling: float | None = None
     above_null: str | None = None
     relative_to_null: bool | None = None
-    breach: Literal["status", "inconclusive"] | None = None
+    breach: Literal["status", "inconclusive", "review"] | None = None
     exempt: tuple[Literal["null", "minimum"], ...] | None = None
     origin: str | None = None
     rationale: str | None = None

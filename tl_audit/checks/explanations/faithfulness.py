@@ -73,7 +73,7 @@ def faithfulness(subject: Subject, evidence: Evidence, context: Context) -> Meas
     rows: list[tuple[Cell, ...]] = []
     gains: dict[str, FloatArray] = {}
     said: list[str] = []
-    curves = _all_curves(subject.adapted, maps, context)
+    curves = curves_of(subject, evidence, context, maps)
     for method, a in maps.found.items():
         cluster = cluster_of(evidence, a.inputs.ids)
         own, randoms, edges = curves[method]
@@ -148,6 +148,13 @@ def faithfulness(subject: Subject, evidence: Evidence, context: Context) -> Meas
             **{f"layer:{m}": f"{a.layer} ({a.layer_reason})" for m, a in maps.found.items() if a.layer is not None},
         },
     )
+
+
+def curves_of(
+    subject: Subject, evidence: Evidence, context: Context, maps: Maps
+) -> dict[str, tuple[Curves, list[Curves], Curves | None]]:
+    """Per method: the removal curves of its maps, of random maps and of the edge map. Made once in an audit (TLA710 reads them too)."""
+    return evidence.once("removal curves", lambda: _all_curves(subject.adapted, maps, context))
 
 
 def _all_curves(model: Model, maps: Maps, context: Context) -> dict[str, tuple[Curves, list[Curves], Curves | None]]:
