@@ -37,8 +37,8 @@ FloatArray = NDArray[np.float64]
 
 _MOST_EXACT_PLAYERS = 20  # 2^20 coalitions as booleans are 20 MiB; more are never "all of them"
 _INTERACTIONS = (3, 5)  # orders with a variance of their own; all higher ones are the white part
-_FIFTH_TO_THIRD = (0.1, 0.5)  # variance of order 5 for that of order 3
-_WHITE = (1e-3, 1e-2, 3e-2, 0.1, 0.3)  # share of the white part in what is not of order 1
+_FIFTH_TO_THIRD = (0.0, 0.1, 0.5)  # variance of order 5 for that of order 3
+_WHITE = (1e-5, 1e-3, 1e-2, 5e-2, 0.25)  # share of the white part in what is not of order 1
 _LINEAR = (1e-1, 1.0, 3.0, 1e1, 3e1, 1e2, 1e3, 1e4, 1e12)  # variance of order 1 for that of all else; the last is as good as flat
 _MOST_PAIRS = 2048  # of one posterior (the cost is cubic); beyond, parts of the pairs have one each, and are averaged
 _SCREENED_PAIRS = 512  # pairs that choose the priors worth the full cost
@@ -127,7 +127,13 @@ def background_draws(plan: Coalitions, background: int, most: int, rng: np.rando
 
 
 def solve(
-    plan: Coalitions, values: FloatArray, empty: FloatArray, full: FloatArray, *, seats: NDArray[np.int64] | None = None, noisy: bool = False
+    plan: Coalitions,
+    values: FloatArray,
+    empty: FloatArray,
+    full: FloatArray,
+    *,
+    seats: NDArray[np.int64] | None = None,
+    noisy: bool = False,
 ) -> Shapley:
     """Shapley values of N games from the values of the plan's coalitions; all games at once.
 
@@ -192,7 +198,7 @@ def _pairs_per_size(d: int, pairs: int) -> NDArray[np.int64]:
         left -= float((grown - number).sum())
         number, open_ = grown, grown < there - 1e-9
     whole = np.floor(number + 1e-9)
-    missing = int(round(number.sum() - whole.sum()))
+    missing = round(float(number.sum() - whole.sum()))
     whole[np.argsort(whole - number, kind="stable")[:missing]] += 1
     return whole.astype(np.int64)
 
@@ -225,12 +231,14 @@ def _white_cross(masks: NDArray[np.bool_]) -> FloatArray:
     d = masks.shape[1]
     size = masks.sum(axis=1)
     joining = np.array([2 / (d * comb(d - 1, s)) for s in range(d)])
-    return np.where(masks, joining[np.maximum(size - 1, 0)][:, None], -joining[np.minimum(size, d - 1)][:, None])
+    return np.asarray(np.where(masks, joining[np.maximum(size - 1, 0)][:, None], -joining[np.minimum(size, d - 1)][:, None]))
 
 
 def _krawtchouk(d: int, order: int) -> FloatArray:
     """(d + 1,) sum over all sets of ``order`` players of the product of their signs, when x = 0 .. d of d signs are -1."""
-    return np.array([sum((-1) ** j * comb(x, j) * comb(d - x, order - j) for j in range(order + 1)) for x in range(d + 1)], dtype=np.float64)
+    return np.array(
+        [sum((-1) ** j * comb(x, j) * comb(d - x, order - j) for j in range(order + 1)) for x in range(d + 1)], dtype=np.float64
+    )
 
 
 class _Parts(NamedTuple):
@@ -273,7 +281,7 @@ def _shapes(parts: int) -> tuple[tuple[float, ...], ...]:
     """Shares of the parts above order 1, each row sums to 1; the white part is last."""
     if parts == 1:
         return ((1.0,),)
-    rows = [tuple(0.0 for _ in range(parts - 1)) + (1.0,)]
+    rows: list[tuple[float, ...]] = [(*(0.0,) * (parts - 1), 1.0)]
     for white in _WHITE:
         for fifth in _FIFTH_TO_THIRD if parts == 3 else (0.0,):
             structured = np.array([1.0, fifth][: parts - 1])
@@ -317,7 +325,8 @@ def _fit(parts: _Parts, shape: tuple[float, ...], y: FloatArray) -> _Fits:
     # what rounding leaves of a game that the prior fits completely counts as nothing
     rest = np.maximum(square - (along**2 / ridge[:, :, None]).sum(axis=1), 1e-14 * square) / m + np.finfo(float).tiny
     values = direct + np.einsum("ij,kjn->kni", free, along / ridge[:, :, None])
-    variance = (unexplained + (1 / ridge) @ (free**2).T)[:, None, :] * rest[:, :, None]
+    # the scale and three ratios were fitted to these m numbers
+    variance = (unexplained + (1 / ridge) @ (free**2).T)[:, None, :] * rest[:, :, None] * (m / max(m - 4, 1))
     determinant = 2 * np.log(np.diag(factor)).sum() + np.log1p(np.array(_LINEAR)[:, None] * strength / d).sum(axis=1)
     return _Fits(values, variance, -(determinant[:, None] + m * np.log(rest)) / 2)
 
