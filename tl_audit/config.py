@@ -97,6 +97,10 @@ class DomainTable(Record):
     kind: Literal["image", "tabular", "text"] | None = None
     path: str | None = None
     metadata: str | None = None
+    masks: str | None = None
+    "folder of mask pictures, of the samples' names"
+    annotations: str | None = None
+    "boxes: a COCO file, or a folder of Pascal VOC files"
     label: str | None = None
     classes: Names | None = None
     label_map: Mapping[str, str] | None = None
@@ -539,6 +543,11 @@ def _domain(config: AuditConfig, table: DomainTable, role: str, classes: Sequenc
         options["metadata"] = config.at(table.metadata)
         if not options["metadata"].exists():
             raise ConfigError(f"[{role}] metadata: there is no file {options['metadata']}")
+    for name in ("masks", "annotations"):
+        if (given := getattr(table, name)) is not None:
+            options[name] = config.at(given)
+            if not options[name].exists():
+                raise ConfigError(f"[{role}] {name}: there is no {options[name]}")
     if table.groups:
         options["groups"] = [g if isinstance(g, str) else g.model_dump(exclude_none=True) for g in table.groups]
     caps = config.table.caps.model_dump(exclude_none=True, exclude={"model_bytes"})

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_audit.errors import DataError
-from tl_audit.modality.base import Cue, RawBatch, Samples
+from tl_audit.modality.base import Cue, RawBatch, Regions, Samples
 from tl_audit.models.model import Model
 from tl_audit.records.adaptation import AdaptationRecord
 
@@ -52,7 +52,7 @@ class Domain:
     groups : name -> (N,) values, or a list of columns and ``{"column": "age", "bins": [45, 55]}``; None, NaN and "" become "(missing)", a group of its own
     cluster : (N,) ids of patient, site, document, or the name of a column; rows of one cluster are not independent
     kind : "image", "tabular", "tensor"; None: found from the data
-    options : further reader options (metadata, label column, column roles, label_map, positive, caps): see ``modality.open_data``
+    options : further reader options (metadata, label column, column roles, label_map, positive, caps; regions, masks, annotations): see ``modality.open_data``
 
     Raises
     ------
@@ -91,6 +91,8 @@ class Domain:
         "what the reader guessed, left out or joined: goes to the caveats"
         self.skipped: tuple[tuple[str, str], ...] = opened.skipped
         "(file, reason) found unusable while opening (before any decoding)"
+        self.regions: Regions | None = opened.regions
+        "boxes or masks of the samples, None where none were given"
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -125,6 +127,7 @@ class Domain:
         part.groups = {column: values[picked] for column, values in self.groups.items()}
         part.cluster = None if self.cluster is None else self.cluster[picked]
         part.notes, part.skipped = self.notes, self.skipped
+        part.regions = None if self.regions is None else self.regions.select(picked)
         return part
 
     def __repr__(self) -> str:

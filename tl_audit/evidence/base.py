@@ -36,6 +36,7 @@ _OF_A_DOMAIN = {
     "labels": "labels of the {role} domain: class folders, or a label column in [{role}]",
     "groups": "groups of the {role} domain: groups = [...] in [{role}]",
     "cluster": "cluster ids of the {role} domain: cluster = ... in [{role}]",
+    "regions": "regions of the {role} domain: boxes in its metadata, masks = or annotations = in [{role}], Domain(regions=...) in Python",
 }
 
 
@@ -138,6 +139,10 @@ class Evidence(Protocol):
         ...
 
     def cluster(self, domain: str) -> NDArray[np.object_] | None: ...
+
+    def regions(self, domain: str, rows: NDArray[np.int64], model: str = "adapted") -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """(B, H, W) what lies inside the region of these rows, at the size of the model's input, and (B,) which rows have one. NotEvaluated without regions."""
+        ...
 
     def positive(self, domain: str) -> str | None:
         """The declared positive class, None where there is none."""

@@ -30,7 +30,7 @@ def input_key(evidence: StoredEvidence, declared: Mapping[str, Any]) -> str:
             domain.name, domain.kind, evidence.collector.scan(role).content_key(), domain.classes, domain.positive, list(domain.notes),
             [list(entry) for entry in domain.skipped], _texts(domain.ids), _texts(domain.labels), _texts(domain.cluster),
             {name: _texts(values) for name, values in domain.groups.items()},
-            sorted(evidence.collector.scan(role).errors().items()),
+            sorted(evidence.collector.scan(role).errors().items()), None if domain.regions is None else domain.regions.content_key,
         ]
         for role, domain in subject.domains.items()
     }  # fmt: skip

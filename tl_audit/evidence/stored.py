@@ -65,6 +65,7 @@ class StoredEvidence:
         self._rules, self._seed, self._samples, self._methods = rules, seed, samples, tuple(methods)
         self._inputs: dict[tuple[str, str], Inputs] = {}
         self._rows: dict[str, NDArray[np.int64]] = {}
+        self._regions: dict[tuple[str, str, bytes], tuple[NDArray[np.bool_], NDArray[np.bool_]]] = {}
         self._attributions: dict[tuple[str, str, str], Attribution] = {}
         self._once: dict[str, Any] = {}  # Any: what ``once`` was asked to make
         self._memos: dict[tuple[str, str], Any] = {}  # Any: attribution.Memo, loaded late
@@ -151,6 +152,16 @@ class StoredEvidence:
     def cluster(self, domain: str) -> NDArray[np.object_] | None:
         found = self._domain(domain).cluster
         return None if found is None else _read_only(found)
+
+    def regions(self, domain: str, rows: NDArray[np.int64], model: str = "adapted") -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        held, spec = self._domain(domain), self._model(model).preprocessing
+        if held.regions is None:
+            raise NotEvaluated(missing_input(f"{domain}.regions"))
+        rows = np.asarray(rows, dtype=np.int64)
+        key = (domain, spec_hash(spec), rows.tobytes())
+        if key not in self._regions:
+            self._regions[key] = held.regions.read(held.samples.read(rows), spec)
+        return self._regions[key]
 
     def positive(self, domain: str) -> str | None:
         return self._domain(domain).positive

@@ -220,13 +220,8 @@ class Joined:
 KEY_COLUMNS = ("file", "filename", "file_name", "path", "image", "id")
 
 
-def join_metadata(frame: Frame, ids: Sequence[str], key: str | None, *, by_name: bool) -> Joined:
-    """Join metadata rows to samples by id; with ``by_name`` a bare file name also matches a file in a sub-folder.
-
-    Raises
-    ------
-    DataError : no key column, a key twice, a bare name that two files bear
-    """
+def key_column(frame: Frame, key: str | None) -> str:
+    """The column that metadata are joined on: the one named, else the first of ``KEY_COLUMNS``. DataError where there is none."""
     if key is None:
         found = [c for c in frame.columns if c.strip().lower() in KEY_COLUMNS]
         if not found:
@@ -235,6 +230,17 @@ def join_metadata(frame: Frame, ids: Sequence[str], key: str | None, *, by_name:
             )
         key = min(found, key=lambda c: KEY_COLUMNS.index(c.strip().lower()))
     require_column(key, frame.columns, frame.where, "the key to join on")
+    return key
+
+
+def join_metadata(frame: Frame, ids: Sequence[str], key: str | None, *, by_name: bool) -> Joined:
+    """Join metadata rows to samples by id; with ``by_name`` a bare file name also matches a file in a sub-folder.
+
+    Raises
+    ------
+    DataError : no key column, a key twice, a bare name that two files bear
+    """
+    key = key_column(frame, key)
     keys = [None if k is None else k.replace("\\", "/").removeprefix("./") for k in frame.columns[key].as_texts(("",)).tolist()]
     seen: dict[str, int] = {}
     for row, value in enumerate(keys):

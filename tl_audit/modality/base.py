@@ -40,6 +40,30 @@ class RawBatch:
         return np.array([e is None for e in self.errors], dtype=bool)
 
 
+class Regions(Protocol):
+    """Where the thing in question is in the samples of one domain (boxes, masks; later spans), for samples where somebody said so."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def given(self) -> NDArray[np.bool_]:
+        """(N,) whether a sample has a region."""
+        ...
+
+    @property
+    def content_key(self) -> str:
+        """Hash of all that the regions say: what is measured with them is stored under it."""
+        ...
+
+    def select(self, rows: NDArray[np.int64]) -> Regions:
+        """The regions of some samples, in this order."""
+        ...
+
+    def read(self, batch: RawBatch, spec: InputSpec | None) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """(B, *spatial) what lies inside, in the model input that preprocessing makes of each sample, and (B,) whether the sample has a region."""
+        ...
+
+
 class Samples(Protocol):
     """Where the samples of one domain lie: files, a table, arrays. Reads any rows, in any order, without keeping them."""
 

@@ -261,6 +261,11 @@ def _transposed(pixels: Pixels, orientation: int) -> Pixels:
     return np.ascontiguousarray(undo[orientation](pixels)) if orientation in undo else pixels
 
 
+def without_rotation(pixels: Pixels, orientation: int) -> Pixels:
+    """An upright picture (H, W, C) as its file stores it, before the EXIF rotation."""
+    return _transposed(pixels, orientation)
+
+
 def luma(pixels: Pixels) -> NDArray[np.float64]:
     """(H, W) brightness 0..255."""
     return np.asarray(pixels.astype(np.float64) @ LUMA, dtype=np.float64)

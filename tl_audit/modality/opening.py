@@ -17,23 +17,26 @@ from tl_audit.modality.annotations import (
     clean_cluster,
     column_values,
     join_metadata,
+    key_column,
     one_dimensional,
     resolve_groups,
     resolve_labels,
 )
-from tl_audit.modality.base import Caps, Modality, Samples
+from tl_audit.modality.base import Caps, Modality, Regions, Samples
 from tl_audit.modality.cells import TABLE_SUFFIXES, Frame, frame_of, read_table
 from tl_audit.modality.image import IMAGE, SUFFIXES, ImageArrays, ImageFiles, list_images
 from tl_audit.modality.options import caps_of, require_known, suggest
+from tl_audit.modality.regions import BOXES, gathered, regions_of
 from tl_audit.modality.tabular import TABULAR, Roles, table_samples
 from tl_audit.modality.tensors import TENSOR, Tensors, TensorSamples
 
 MODALITIES: tuple[Modality, ...] = (IMAGE, TABULAR, TENSOR)
 _COMMON = ("metadata", "label", "id", "label_map", "positive", "caps")
+_REGIONS = ("regions", "masks", "annotations")
 OPTIONS: Mapping[str, tuple[str, ...]] = {
-    "image": _COMMON,
+    "image": (*_COMMON, *_REGIONS),
     "tabular": (*_COMMON, "numeric", "categorical", "drop", "na_values"),
-    "tensor": (*_COMMON, "names"),
+    "tensor": (*_COMMON, "names", *_REGIONS),
 }
 LABEL = "label"
 
@@ -57,6 +60,7 @@ class Opened:
     classes : names in order; None where neither labels nor classes are known
     notes : what was inferred, left out or joined
     skipped : (file or key, reason) that gave no sample
+    regions : boxes or masks of the samples, None where none were given
     """
 
     samples: Samples
@@ -67,6 +71,7 @@ class Opened:
     positive: str | None = None
     notes: tuple[str, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
+    regions: Regions | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,8 @@ def open_data(
     groups : {name: values}, or names of columns, or {column = "age", bins = [45, 55]}
     cluster : (N,) ids, or the name of a column
     options : metadata (a CSV or Parquet file, or a DataFrame, joined on file name or id), label (column), id (column to join on, or row id), label_map,
-        positive, caps {pixels, rows, bytes, bad_fraction}; of tables numeric, categorical, drop, na_values; of tensors names
+        positive, caps {pixels, rows, bytes, bad_fraction}; of tables numeric, categorical, drop, na_values; of tensors names;
+        of pictures regions, masks (a folder), annotations (COCO or Pascal VOC), and columns of boxes in the metadata (see ``modality.regions``)
 
     Raises
     ------
@@ -137,7 +143,8 @@ def open_data(
     frame, join = source.frame, None
     joined = None
     if "metadata" in given:
-        joined = _join(given["metadata"], samples, given.get("id") if kind != "tabular" else None, caps)
+        joined, said = _join(given["metadata"], samples, given.get("id") if kind != "tabular" else None, caps, kind)
+        notes += said
         if frame is not None:
             frame, join = _beside(frame, joined), None
         else:
@@ -155,6 +162,14 @@ def open_data(
         if isinstance(samples, ImageFiles):
             columns = {name: column_values(frame, join, name, "metadata") for name in frame.columns}
             samples = ImageFiles(samples.root, samples.ids, samples.caps, columns)
+    boxes = None
+    if kind != "tabular" and frame is not None and (name := next((c for c in frame.columns if c.strip().lower() == BOXES), None)):
+        boxes = column_values(frame, join, name, "boxes")
+    regions, said = regions_of(
+        samples, given=given.get("regions"), masks=given.get("masks"), annotations=given.get("annotations"),
+        column=boxes, column_where="the metadata" if frame is None else Path(frame.where).name,
+    )  # fmt: skip
+    notes += said
     found = _labels(labels, n, source, frame, join, label_column, given.get("label_map"), classes, notes)
     notes += found.notes
     group_values = resolve_groups(groups, n, frame, join)
@@ -174,7 +189,7 @@ def open_data(
             raise DataError(
                 f"positive = {positive!r} is not among the classes{suggest(positive, found.classes)}: {', '.join(found.classes[:20])}"
             )
-    return Opened(samples, found.names, found.classes, group_values, cluster_values, positive, tuple(notes), tuple(skipped))
+    return Opened(samples, found.names, found.classes, group_values, cluster_values, positive, tuple(notes), tuple(skipped), regions)
 
 
 # ---------------------------------------------------------------- which kind
@@ -397,13 +412,16 @@ def _labels(
     return resolve_labels(source.labels, classes=classes, label_map=label_map, from_file=in_file, declared=source.declared)
 
 
-def _join(metadata: Any, samples: Samples, key: str | None, caps: Caps) -> Joined:
+def _join(metadata: Any, samples: Samples, key: str | None, caps: Caps, kind: str) -> tuple[Joined, list[str]]:
     frame = read_table(Path(metadata), caps) if isinstance(metadata, str | Path) else frame_of(metadata, "the metadata")
+    said: list[str] = []
+    if kind != "tabular":  # of a table they are columns like any other
+        frame, said = gathered(frame, key_column(frame, key))
     joined = join_metadata(frame, samples.ids, key, by_name=isinstance(samples, ImageFiles))
     caps.refuse_above(dict.fromkeys(joined.unmatched, "no such sample"), frame.n, f"rows of {frame.where} have no sample")
     without = {samples.ids[i]: "no row in the metadata" for i in np.flatnonzero(joined.rows < 0)}
     caps.refuse_above(without, len(samples), f"samples have no row in {frame.where}")
-    return joined
+    return joined, said
 
 
 def _beside(frame: Frame, joined: Joined) -> Frame:
