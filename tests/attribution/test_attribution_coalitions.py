@@ -266,3 +266,15 @@ def test_intervals_cover_the_mean_game_when_background_rows_are_drawn():
     found = solve(plan, np.array(values), np.full(seeds, ends[0]), np.full(seeds, ends[1]), seats=np.array(seats), noisy=True)
     assert found.values.sum(axis=1) == pytest.approx(np.full(seeds, truth.sum()), abs=1e-9)
     assert (np.abs(found.values - truth) <= 1.96 * found.standard_error).mean() >= 0.9
+
+
+@pytest.mark.parametrize(("d", "most"), [(8, 300), (12, 1000), (40, 500)])
+def test_the_beginning_of_a_plan_is_a_plan(d, most):
+    plan = coalitions(d, most)
+    few = plan.first(60)
+    assert not few.exact
+    assert len(few.masks) == 60
+    assert (few.masks[30:] == ~few.masks[:30]).all()
+    of_its_own = np.bincount(coalitions(d, 60).masks.sum(axis=1), minlength=d + 1)
+    assert np.abs(np.bincount(few.masks.sum(axis=1), minlength=d + 1) - of_its_own).max() <= 8
+    assert plan.first(most) is plan

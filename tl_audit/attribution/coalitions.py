@@ -62,6 +62,13 @@ class Coalitions(NamedTuple):
         half = len(self.masks) // 2
         return np.tile(np.arange(half, dtype=np.int64), 2)
 
+    def first(self, number: int) -> Coalitions:
+        """The first pairs alone, at most ``number`` coalitions: about what a plan of that size would be, and part of this one."""
+        half, pairs = len(self.masks) // 2, number // 2
+        if pairs >= half:
+            return self
+        return Coalitions(np.concatenate([self.masks[:pairs], self.masks[half : half + pairs]]), False)
+
 
 class Shapley(NamedTuple):
     """Shapley values and their standard errors.
@@ -90,12 +97,12 @@ def coalitions(d: int, most: int) -> Coalitions:
     if d <= _MOST_EXACT_PLAYERS and 2**d - 2 <= most:
         inside = (np.arange(2 ** (d - 1) - 1)[:, None] >> np.arange(d)) & 1 == 1
         inside[:, -1] = True  # one of each pair holds the last player; the full coalition is not reached
+        inside = _small_first(inside, generator("coalitions", d))
         return Coalitions(np.concatenate([inside, ~inside]), True)
     rng = generator("coalitions", d, most)
     parts = [_of_size(d, size, number, rng) for size, number in enumerate(_pairs_per_size(d, most // 2), start=1) if number]
     inside = np.concatenate(parts) if parts else np.zeros((0, d), dtype=bool)
-    # in random order, so that any run of rows is a sample of its own
-    inside = inside[rng.permutation(len(inside))]
+    inside = _small_first(inside, rng)
     return Coalitions(np.concatenate([inside, ~inside]), False)
 
 
@@ -224,6 +231,21 @@ def _of_size(d: int, size: int, number: int, rng: np.random.Generator) -> NDArra
         first = np.unique(np.packbits(found, axis=1), axis=0, return_index=True)[1]
         found = found[np.sort(first)]
     return found[:number]
+
+
+def _small_first(inside: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:
+    """The coalitions in an order whose beginnings have each size in about the numbers of a plan of that length."""
+    d = inside.shape[1]
+    size = np.minimum(inside.sum(axis=1), (~inside).sum(axis=1))
+    lengths = np.unique(np.geomspace(1, max(len(inside), 1), 40).round().astype(np.int64))
+    planned = np.array([_pairs_per_size(d, int(length)) for length in lengths])  # (L, d // 2)
+    arrival = np.empty(len(inside), dtype=np.int64)
+    for s in np.unique(size):
+        rows = np.flatnonzero(size == s)
+        arrival[rows[rng.permutation(len(rows))]] = np.searchsorted(
+            np.maximum.accumulate(planned[:, s - 1]), np.arange(len(rows)), side="right"
+        )
+    return inside[np.lexsort((rng.permutation(len(inside)), arrival))]
 
 
 def _white_cross(masks: NDArray[np.bool_]) -> FloatArray:
