@@ -182,7 +182,7 @@ def _all_curves(model: Model, maps: Maps, context: Context) -> dict[str, tuple[C
             values = pooled_to_players(list(edges), players)
             rankings["edges"] = Ranking(relevance_orders(values, players, key=(context.seed, "TLA702", "edges"), ids=ids), ROAD_SHARES)
         found = removal_curves(
-            model, inputs, lead.explained, rankings, seed=context.seed, batch_size=batch_size_for(inputs.tensor),
+            model, inputs, lead.explained, rankings, seed=context.seed, batch_size=batch_size_for(inputs.tensor, model),
             progress=lambda done, total: context.progress("faithfulness", done, total),
         )  # fmt: skip
         for method in methods:
