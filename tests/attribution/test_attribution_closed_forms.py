@@ -13,7 +13,6 @@ from torch import nn
 from tests.attribution.attribution_fakes import ASKING, PatchDetector, column_inputs, image_inputs
 from tl_audit.attribution import explain_inputs
 from tl_audit.attribution.methods.kernel_shap import coalitions, solve, standard_errors
-from tl_audit.modality.base import Neighbourhood
 from tl_audit.models import Model
 
 ADDITIVE = ("integrated_gradients", "kernel_shap")
@@ -243,47 +242,3 @@ def test_integrated_gradients_add_up_on_a_deep_network(small_net):
 def test_shapley_values_always_add_up(small_net):
     a = explain_inputs(Model(small_net()), image_inputs(torch.rand(4, 1, 16, 16)), method="kernel_shap", targets=ones(4), budget=64)
     assert np.abs(a.completeness).max() < 1e-9
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_the_lime_surrogate_is_that_of_the_lime_package(patches):
-    """One neighbourhood, drawn by lime itself: its end-to-end call and our surrogate give the same slopes."""
-    from lime.lime_image import LimeImageExplainer
-
-    from tl_audit.attribution.methods.lime import surrogate
-
-    x, _ = patches
-    net = PatchDetector().eval()
-    picture = x[0, 0].numpy().astype(np.float64)
-    at = np.arange(16) // 4
-    segments = at[:, None] * 4 + at[None, :]
-
-    def probabilities(pictures: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            return net(torch.as_tensor(pictures[..., :1]).permute(0, 3, 1, 2).float()).softmax(dim=1).numpy()
-
-    theirs = LimeImageExplainer(random_state=np.random.RandomState(5), feature_selection="none").explain_instance(
-        np.repeat(picture[:, :, None], 3, axis=2), probabilities, labels=(1,), top_labels=None, hide_color=0.0, num_samples=200,
-        segmentation_fn=lambda _: segments, random_seed=0,
-    )  # fmt: skip
-    hood = np.random.RandomState(5).randint(0, 2, 200 * 16).reshape(200, 16)
-    hood[0] = 1
-    pictures = np.stack([picture * row[segments] for row in hood])
-    values = probabilities(pictures[..., None])[:, 1].astype(np.float64)
-    ours, _, score = surrogate(hood.astype(bool), values, near=Neighbourhood("cosine", 0.25))
-    expected = dict(theirs.local_exp[1])
-    assert ours == pytest.approx([expected[k] for k in range(16)], abs=1e-6)
-    assert score == pytest.approx(theirs.score, abs=1e-6)
-
-
-def test_lime_slopes_of_a_linear_function_are_its_weights():
-    from tl_audit.attribution.methods.lime import surrogate
-
-    rng = np.random.default_rng(0)
-    w = rng.normal(size=8)
-    hood = rng.integers(0, 2, size=(4000, 8)).astype(bool)
-    hood[0] = True
-    slopes, errors, score = surrogate(hood, hood @ w, near=Neighbourhood("euclidean", 0.75))
-    assert slopes == pytest.approx(w, abs=0.01)
-    assert score > 0.999
-    assert (errors < 0.01).all()
