@@ -69,6 +69,9 @@ class Maps:
     def has(self, model: str | None, domain: str) -> bool:
         return model == "adapted"
 
+    def once(self, name: str, make: Any) -> Any:
+        return make()
+
 
 def made(inputs: Inputs, targets: Any, values: Any, method: str) -> Attribution:
     elements, players = from_elements(torch.as_tensor(np.asarray(values)), inputs.players)

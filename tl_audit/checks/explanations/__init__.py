@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from tl_audit.checks.base import Check
+from tl_audit.checks.explanations.drift import attribution_drift, explanation_shift
 from tl_audit.checks.explanations.faithfulness import faithfulness
 from tl_audit.checks.explanations.gate import explanation_gate
+from tl_audit.checks.explanations.groups import quality_by_group
 from tl_audit.checks.explanations.randomisation import parameter_randomisation
 
 EXPLANATIONS: tuple[Check, ...] = (
     faithfulness,
     parameter_randomisation,
+    attribution_drift,
+    explanation_shift,
+    quality_by_group,
     explanation_gate,
 )

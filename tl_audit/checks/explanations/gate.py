@@ -78,6 +78,24 @@ def explanation_gate(subject: Subject, evidence: Evidence, context: Context) -> 
     )
 
 
+def usable_methods(findings: Sequence[Finding], methods: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Methods whose maps may be summed up by TLA705 to TLA710, and why the others may not.
+
+    A method that fails one of its own quality checks is left out; one of which nothing was decided stays, with its stamp.
+
+    Raises
+    ------
+    NotEvaluated : no method is left
+    """
+    states = {method: gate_of(method, [f for f in findings if f.code in GATE_CODES]) for method in methods}
+    kept = tuple(m for m, (state, _) in states.items() if state != "unreliable")
+    left_out = {m: text for m, (state, text) in states.items() if state == "unreliable"}
+    if not kept:
+        why = "; ".join(f"{m} is {text}" for m, text in left_out.items())
+        raise NotEvaluated(f"No attribution method passed its own quality checks{f': {why}' if why else ': none was chosen'}.")
+    return kept, left_out
+
+
 def gate_of(method: str, findings: Sequence[Finding]) -> tuple[StampState, str]:
     """The stamp of one method: broken beats open, open beats passed."""
     broken: list[str] = []
