@@ -159,7 +159,7 @@ def test_slopes_of_a_linear_model_are_its_weights_times_the_parts() -> None:
     for i in range(3):
         parts = (x[i, 0] * w.reshape(16, 16)).reshape(4, 4, 4, 4).sum(dim=(1, 3)).flatten().numpy()
         # alpha 1 shrinks a little towards zero
-        assert a.player_values[i] == pytest.approx(parts, abs=0.06 * np.abs(parts).max())
+        assert a.player_values[i] == pytest.approx(parts, abs=0.06 * float(np.abs(parts).max()))
         assert (np.abs(a.player_values[i] - parts) < 6 * a.standard_error[i] + 0.06 * np.abs(parts)).all()  # type: ignore[index]
     assert a.params["mean_r2"] > 0.99
 
@@ -228,7 +228,7 @@ def cancer() -> tuple[np.ndarray, nn.Module]:
 
 @pytest.mark.parametrize("discretise", [True, False])
 def test_a_real_table_gets_the_columns_that_the_lime_package_selects(cancer: Any, discretise: bool) -> None:
-    """Beside lime called as its users call it: as near to it as lime with another seed is to itself."""
+    """Beside lime called as its users call it, with its 5000 samples: apart by no more than the standard errors say, and the same top columns."""
     from lime.lime_tabular import LimeTabularExplainer
 
     x, net = cancer
@@ -237,8 +237,8 @@ def test_a_real_table_gets_the_columns_that_the_lime_package_selects(cancer: Any
         with torch.no_grad():
             return net(torch.from_numpy(rows.astype(np.float32))).softmax(dim=1).double().numpy()
 
-    def lime(seed: int, row: int) -> np.ndarray:
-        explainer = LimeTabularExplainer(x, discretize_continuous=discretise, random_state=seed)
+    def slopes_by_lime(row: int) -> np.ndarray:
+        explainer = LimeTabularExplainer(x, discretize_continuous=discretise, random_state=row)
         out = np.zeros(30)
         for k, v in explainer.explain_instance(x[row], probabilities, labels=(1,), num_features=30).local_exp[1]:
             out[k] = v
@@ -247,21 +247,20 @@ def test_a_real_table_gets_the_columns_that_the_lime_package_selects(cancer: Any
     def overlap(a: np.ndarray, b: np.ndarray) -> int:
         return len(set(np.argsort(-np.abs(a))[:10]) & set(np.argsort(-np.abs(b))[:10]))
 
-    rows = [0, 3, 19, 40, 77, 200, 300, 500]
+    rows = [0, 3, 19, 77, 300]
     a = explain_inputs(
-        Model(net), columns(torch.from_numpy(x[rows]), torch.from_numpy(x)), method="lime", targets=ones(8), discretise=discretise
+        Model(net), columns(torch.from_numpy(x[rows]), torch.from_numpy(x)), method="lime", targets=ones(5), discretise=discretise
     )
     assert a.params["neighbours"] == 5000
-    ours, itself, likeness, unlike = [], [], [], []
+    assert a.standard_error is not None
+    agreeing = []
     for i, row in enumerate(rows):
-        first, second = lime(0, row), lime(1, row)
-        ours.append(overlap(a.player_values[i], first))
-        itself.append(overlap(second, first))
-        likeness.append(np.corrcoef(a.player_values[i], first)[0, 1])
-        unlike.append(np.corrcoef(second, first)[0, 1])
-    assert np.mean(ours) > np.mean(itself) - 0.8
-    assert np.mean(ours) > 8
-    assert np.mean(likeness) > np.mean(unlike) - 0.02
+        lime = slopes_by_lime(row)
+        agreeing.append(overlap(a.player_values[i], lime))
+        # both are drawn, with the same error
+        assert (np.abs(a.player_values[i] - lime) < 4.5 * np.sqrt(2) * a.standard_error[i]).all()
+        assert np.corrcoef(a.player_values[i], lime)[0, 1] > 0.9
+    assert np.mean(agreeing) >= 8
 
 
 def test_neighbours_are_drawn_as_the_lime_package_draws_them() -> None:
