@@ -32,6 +32,8 @@ def audit(
     device: str = "auto",
     samples: str = "off",
     methods: Sequence[str] | None = None,
+    attribution_samples: int | None = None,
+    budget: int | None = None,
     declared: Mapping[str, Any] | None = None,
     evidence_dir: str | Path | None = None,
     target: Domain | None = None,
@@ -51,6 +53,8 @@ def audit(
     seed : of every random draw; two audits with one seed give the same record but for the volatile keys
     samples : "off" (default), "redacted" or "on": may pictures of samples appear in the report?
     methods : explainers; by default those that suit the kind of data
+    attribution_samples : samples explained per domain; None: the policy's number (64)
+    budget : model evaluations per explained sample; None: each method's own (mostly 256)
     declared : facts that only a person can state (purpose, owner, ...)
     evidence_dir : where evidence is kept between audits; None: a temporary folder
 
@@ -82,6 +86,8 @@ def audit(
         device=device,
         samples=samples,
         methods=tuple(methods) if methods is not None else methods_for(subject),
+        attribution_samples=attribution_samples,
+        budget=budget,
         declared=dict(declared or {}),
         evidence_dir=evidence_dir,
         title=title,
