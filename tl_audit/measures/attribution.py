@@ -17,7 +17,7 @@ from tl_audit.errors import DataError
 from tl_audit.measures.arrays import finite_matrix, same_length
 from tl_audit.measures.estimate import BoolArray, Estimate, FloatArray
 from tl_audit.measures.intervals import mean
-from tl_audit.measures.permutation import sign_flip_p
+from tl_audit.measures.permutation import representable_p, sign_flip_p
 from tl_audit.measures.sampling import cluster_codes, generator
 
 
@@ -225,6 +225,31 @@ def pointing(maps: ArrayLike, masks: ArrayLike) -> FloatArray:
     top = array == array.max(axis=(1, 2), keepdims=True)
     result = (top * mask).sum(axis=(1, 2)) / top.sum(axis=(1, 2))
     return np.where(blank_maps(array), np.nan, result)
+
+
+def poisson_binomial_p(total: float, chances: ArrayLike) -> float:
+    """Two-sided test of a number of hits in independent trials, each with its own chance: twice the smaller tail, at most 1.
+
+    Parameters
+    ----------
+    total : hits; may be a fraction where ties count in part, the tails then begin at the next whole number
+    chances : (N,) chance of a hit in each trial, 0–1 (of the pointing game: the share of the area that the mask covers)
+
+    Examples
+    --------
+    >>> poisson_binomial_p(3, [0.5, 0.5, 0.5])
+    0.25
+    """
+    p = np.asarray(chances, dtype=np.float64)
+    if p.ndim != 1 or not np.isfinite(p).all() or (p < 0).any() or (p > 1).any():
+        raise DataError("chances are numbers from 0 to 1, one per trial")
+    mass = np.ones(1)
+    for chance in p:
+        mass = np.convolve(mass, (1.0 - chance, chance))
+    counts = np.arange(mass.size)
+    slack = 1e-9  # the mean of ties is rounded
+    tails = mass[counts >= total - slack].sum(), mass[counts <= total + slack].sum()
+    return representable_p(min(1.0, 2.0 * float(min(tails))))
 
 
 def centroids(maps: ArrayLike) -> FloatArray:

@@ -7,11 +7,13 @@ from tl_audit.checks.explanations.drift import attribution_drift, explanation_sh
 from tl_audit.checks.explanations.faithfulness import faithfulness
 from tl_audit.checks.explanations.gate import explanation_gate
 from tl_audit.checks.explanations.groups import quality_by_group
+from tl_audit.checks.explanations.localisation import localisation
 from tl_audit.checks.explanations.randomisation import parameter_randomisation
 
 EXPLANATIONS: tuple[Check, ...] = (
     faithfulness,
     parameter_randomisation,
+    localisation,
     attribution_drift,
     explanation_shift,
     quality_by_group,
