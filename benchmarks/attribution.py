@@ -1,0 +1,425 @@
+"""Every explainer against the bare model evaluations it needs, and against captum, shap, lime, grad-cam and torchcam as their users call them.
+
+RATIO is our time over that of the same number of forward (and backward) passes of the user's own network in the same batches; below 1 where
+a prepared copy of the network stood in for it. A small network of 32 px shows overhead, ResNet-18 at 224 px what it means in practice (both
+with random weights). With a GPU the same table is made there as well. Peers are timed on few samples; "x faster" is per sample.
+
+    python -m benchmarks attribution
+    python -m benchmarks.attribution resnet lime      # rows whose name holds all of these words
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import tl_audit as ta
+from benchmarks.contest import Ours, Peer, Values, contest
+from tl_audit.attribution import METHODS, Attribution, Inputs, Targets, batch_size_for, explain, explain_inputs
+from tl_audit.attribution.quality import STEPS, Ranking, relevance_orders, removal_curves
+from tl_audit.modality import TENSOR
+
+TARGET = 3
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A network with pictures. ``layers``: the last is explained alone, all of them for several layers; ``large``: one repeat, few samples."""
+
+    name: str
+    model: ta.Model
+    pictures: torch.Tensor
+    inputs: Inputs
+    layers: tuple[str, ...]
+    large: bool
+
+    @property
+    def net(self) -> nn.Module:
+        return self.model.module
+
+    @property
+    def device(self) -> torch.device:
+        return self.pictures.device
+
+    @property
+    def repeats(self) -> int:
+        return 1 if self.large and self.device.type == "cpu" else 3
+
+    def first(self, n: int) -> Setting:
+        rows = np.arange(n)
+        return replace(self, pictures=self.pictures[:n], inputs=self.inputs.select(rows))
+
+    def batch(self) -> int:
+        return batch_size_for(self.pictures, self.model)
+
+    def rows(self) -> torch.Tensor:
+        """Enough rows for any batch of bare evaluations."""
+        times = -(-self.batch() // len(self.pictures))
+        return self.pictures.repeat(times, 1, 1, 1)[: self.batch()].contiguous()
+
+    def layer(self) -> nn.Module:
+        return self.net.get_submodule(self.layers[-1])
+
+
+def settings(device: torch.device) -> Iterator[Setting]:
+    from torchvision.models import get_model
+
+    torch.manual_seed(0)
+    small = ta.models.small_cnn(10)
+    torch.manual_seed(0)
+    resnet = get_model("resnet18", weights=None)
+    for name, net, side, layers in (
+        ("small CNN 32 px", small, 32, ("block1", "block2", "block3")),
+        ("ResNet-18 224 px", resnet, 224, ("layer2", "layer3", "layer4")),
+    ):
+        net = net.eval().to(device)
+        pictures = smooth(64, side).to(device)
+        model = ta.Model(net, classes=tuple(f"class {i}" for i in range(10 if side == 32 else 1000)))
+        parts = TENSOR.players(pictures.cpu(), None)
+        inputs = Inputs(tensor=pictures, ids=tuple(map(str, range(64))), modality=TENSOR, spec=None, players=parts)
+        yield Setting(f"{name}, {device.type}" if device.type != "cpu" else name, model, pictures, inputs, layers, side > 100)
+
+
+def smooth(n: int, side: int) -> torch.Tensor:
+    """Pictures with structure that superpixels can follow: smoothed noise, in the range of normalised pictures."""
+    noise = torch.randn(n, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    return F.interpolate(noise, size=(side, side), mode="bicubic", align_corners=False).clamp(-2, 2)
+
+
+def explained(setting: Setting, method: str, **wanted: Any) -> Callable[[], Attribution]:
+    targets = np.full(len(setting.inputs), TARGET)
+    size = setting.batch()
+    return lambda: explain_inputs(setting.model, setting.inputs, method=method, targets=targets, batch_size=size, **wanted)
+
+
+def ours(
+    setting: Setting, work: Callable[[], Attribution], *, evaluations: int | None = None, backwards: int = 0, maps: bool = False
+) -> Ours:
+    """Evaluations per sample as the result reports them, unless given."""
+    n = len(setting.inputs)
+    return Ours(
+        n,
+        work,
+        (lambda a: list(a.values)) if maps else (lambda a: list(a.player_values)),
+        lambda a: n * (a.budget if evaluations is None else evaluations),
+        lambda a: n * backwards,
+    )
+
+
+# ---- what users of other packages write
+
+
+def numpy_probabilities(setting: Setting) -> Callable[[np.ndarray], np.ndarray]:
+    """A classifier function of pictures (N, H, W, 3), as lime and shap want it."""
+
+    def predict(pictures: np.ndarray) -> np.ndarray:
+        x = torch.as_tensor(np.asarray(pictures).transpose(0, 3, 1, 2), dtype=torch.float32, device=setting.device)
+        with torch.no_grad():
+            return np.asarray(setting.net(x).softmax(dim=1).cpu().numpy())
+
+    return predict
+
+
+def hwc(setting: Setting, i: int) -> np.ndarray:
+    return np.ascontiguousarray(setting.pictures[i].permute(1, 2, 0).cpu().double().numpy())
+
+
+def lime_image(setting: Setting, samples: int, budget: int) -> Peer:
+    def work() -> Any:
+        from lime.lime_image import LimeImageExplainer
+
+        predict = numpy_probabilities(setting)
+        out = []
+        for i in range(samples):
+            segments = setting.inputs.players.assignment[i].numpy()
+            found = LimeImageExplainer(random_state=0).explain_instance(
+                hwc(setting, i), predict, labels=(TARGET,), top_labels=None, hide_color=0, num_samples=budget, segmentation_fn=lambda picture, s=segments: s
+            )  # fmt: skip
+            out.append(found)
+        return out
+
+    def values(found: Any) -> Values:
+        return [np.array([v for _, v in sorted(one.local_exp[TARGET])]) for one in found]
+
+    return Peer("lime (our superpixels)", samples, quietly(work), values)
+
+
+def lime_image_default(setting: Setting, budget: int) -> Peer:
+    def work() -> Any:
+        from lime.lime_image import LimeImageExplainer
+
+        predict = numpy_probabilities(setting)
+        return LimeImageExplainer(random_state=0).explain_instance(hwc(setting, 0), predict, hide_color=0, num_samples=budget)
+
+    return Peer("lime (quickshift, its default)", 1, quietly(work))
+
+
+def captum_game(setting: Setting, name: str, samples: int, budget: int, at_once: int = 1) -> Peer:
+    def work() -> list[torch.Tensor]:
+        import captum.attr
+
+        method = getattr(captum.attr, name)(setting.net)
+        return [
+            method.attribute(
+                setting.pictures[i : i + 1], baselines=0.0, target=TARGET, n_samples=budget, perturbations_per_eval=at_once,
+                feature_mask=setting.inputs.players.assignment[i][None, None].to(setting.device),
+            )
+            for i in range(samples)
+        ]  # fmt: skip
+
+    def values(found: list[torch.Tensor]) -> Values:
+        out = []
+        for i, one in enumerate(found):
+            parts = setting.inputs.players.assignment[i].reshape(-1).numpy()
+            flat = one[0, 0].detach().cpu().double().reshape(-1).numpy()
+            out.append(np.bincount(parts, flat) / np.bincount(parts))
+        return out
+
+    return Peer(f"captum {name} ({at_once} at once)", samples, quietly(work), values)
+
+
+def shap_kernel(setting: Setting, samples: int, budget: int) -> Peer:
+    def work() -> Any:
+        import shap
+
+        out = []
+        for i in range(samples):
+            picture, parts = setting.pictures[i], setting.inputs.players.assignment[i].to(setting.device)
+            d = int(setting.inputs.players.count[i])
+
+            def score(z: np.ndarray, picture: torch.Tensor = picture, parts: torch.Tensor = parts) -> np.ndarray:
+                kept = torch.as_tensor(z, dtype=torch.float32, device=setting.device)[:, parts]
+                with torch.no_grad():
+                    return np.asarray(setting.net(picture[None] * kept[:, None])[:, TARGET].cpu().numpy())
+
+            with numpy_seeded():
+                out.append(shap.KernelExplainer(score, np.zeros((1, d))).shap_values(np.ones(d), nsamples=budget, silent=True))
+        return out
+
+    return Peer("shap KernelExplainer", samples, quietly(work), lambda found: found)
+
+
+@contextlib.contextmanager
+def numpy_seeded() -> Iterator[None]:
+    """shap draws from NumPy's global state."""
+    state = np.random.get_state()  # noqa: NPY002
+    np.random.seed(0)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
+
+
+def shap_partition(setting: Setting, samples: int, budget: int) -> Peer:
+    def work() -> Any:
+        import shap
+
+        pictures = np.stack([hwc(setting, i) for i in range(samples)]).astype(np.float32)
+        side = pictures.shape[1]
+
+        def score(x: np.ndarray) -> np.ndarray:
+            with torch.no_grad():
+                return np.asarray(setting.net(torch.as_tensor(x, device=setting.device).permute(0, 3, 1, 2).contiguous()).cpu().numpy())
+
+        masker = shap.maskers.Image(f"blur({side // 4},{side // 4})", pictures[0].shape)
+        return shap.Explainer(score, masker)(pictures, max_evals=budget, batch_size=50, outputs=[TARGET], silent=True)
+
+    def values(found: Any) -> Values:
+        out = []
+        for i in range(samples):
+            parts = setting.inputs.players.assignment[i].reshape(-1).numpy()
+            out.append(np.bincount(parts, found.values[i, ..., 0].sum(axis=-1).reshape(-1)))
+        return out
+
+    return Peer("shap Partition (blur)", samples, quietly(work), values)
+
+
+def captum_cam(setting: Setting, layers: Sequence[str]) -> Peer:
+    def work() -> torch.Tensor:
+        from captum.attr import LayerGradCam
+
+        found = [
+            torch.cat([
+                LayerGradCam(setting.net, setting.net.get_submodule(layer)).attribute(x, target=TARGET, relu_attributions=True).detach()
+                for x in setting.pictures.split(setting.batch())
+            ])
+            for layer in layers
+        ]  # fmt: skip
+        return found[-1]
+
+    side = setting.pictures.shape[-1]
+    return Peer(
+        "captum LayerGradCam", len(setting.pictures), quietly(work),
+        lambda cam: list(F.interpolate(cam, size=(side, side), mode="bilinear", align_corners=False)[:, 0].cpu().numpy()),
+    )  # fmt: skip
+
+
+def grad_cam_package(setting: Setting, layers: Sequence[str]) -> Peer:
+    def work() -> np.ndarray:
+        from pytorch_grad_cam import GradCAM
+        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+        with GradCAM(model=setting.net, target_layers=[setting.net.get_submodule(layer) for layer in layers]) as cam:
+            return np.concatenate(
+                [cam(input_tensor=x, targets=[ClassifierOutputTarget(TARGET)] * len(x)) for x in setting.pictures.split(setting.batch())]
+            )
+
+    return Peer("grad-cam", len(setting.pictures), quietly(work), lambda maps: list(maps))
+
+
+def torchcam_package(setting: Setting, layers: Sequence[str]) -> Peer:
+    def work() -> torch.Tensor:
+        from torchcam.methods import GradCAM
+
+        with GradCAM(setting.net, target_layer=list(layers)) as cam:
+            return torch.cat([cam([TARGET] * len(x), setting.net(x))[-1] for x in setting.pictures.split(setting.batch())])
+
+    side = setting.pictures.shape[-1]
+    return Peer(
+        "torchcam", len(setting.pictures), quietly(work),
+        lambda cam: list(F.interpolate(cam[:, None], size=(side, side), mode="bilinear", align_corners=False)[:, 0].detach().cpu().numpy()),
+    )  # fmt: skip
+
+
+def captum_gradients(setting: Setting, name: str, samples: int, **wanted: Any) -> Peer:
+    def work() -> torch.Tensor:
+        import captum.attr
+
+        torch.manual_seed(0)
+        return getattr(captum.attr, name)(setting.net).attribute(setting.pictures[:samples].clone(), target=TARGET, **wanted).detach()
+
+    return Peer(f"captum {name}", samples, quietly(work), lambda found: list(found.sum(dim=1).cpu().numpy()))
+
+
+def quietly(work: Callable[[], Any]) -> Callable[[], Any]:
+    def silent() -> Any:
+        # progress bars and advice would hide the table
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            return work()
+
+    return silent
+
+
+# ---- the rows
+
+
+def lime_rows(s: Setting) -> None:
+    n, budget, peers = (2, 256, 1) if s.large else (8, 1000, 2)
+    s = s.first(n)
+    there = [lime_image(s, peers, budget), lime_image_default(s, budget), captum_game(s, "Lime", 1, budget)]
+    compare(s, f"LIME image, {n} pictures x {budget}", ours(s, explained(s, "lime", budget=budget)), there)
+    user = lambda: explain(s.model, s.pictures, method="lime", target=TARGET, budget=budget)  # noqa: E731
+    compare(s, f"LIME image through explain(), superpixels included, {n} x {budget}", ours(s, user), [])
+
+
+def kernel_shap_rows(s: Setting) -> None:
+    n, budget, peers = (2, 256, 1) if s.large else (8, 1000, 2)
+    s = s.first(n)
+    there = [shap_kernel(s, peers, budget), captum_game(s, "KernelShap", 1, budget)]
+    compare(s, f"kernel SHAP, {n} pictures x {budget}", ours(s, explained(s, "kernel_shap", budget=budget)), there)
+
+
+def partition_rows(s: Setting) -> None:
+    if missing(s, "partition SHAP", "partition_shap"):
+        return
+    n, budget = (2, 256) if s.large else (4, 500)
+    s = s.first(n)
+    compare(s, f"partition SHAP, {n} x {budget}", ours(s, explained(s, "partition_shap", budget=budget)), [shap_partition(s, 1, budget)])
+
+
+def cam_rows(s: Setting) -> None:
+    n = 16 if s.large else 64
+    s = s.first(n)
+    one = ours(s, explained(s, "grad_cam", layer=s.layers[-1]), evaluations=1, maps=True)
+    compare(s, f"Grad-CAM, {n} pictures, one layer", one, [f(s, s.layers[-1:]) for f in (captum_cam, grad_cam_package, torchcam_package)])
+
+
+def integrated_rows(s: Setting) -> None:
+    n, steps = (1, 50) if s.large else (8, 50)
+    s = s.first(n)
+    mine = ours(s, explained(s, "integrated_gradients", steps=steps), evaluations=steps + 2, backwards=steps, maps=True)
+    compare(s, f"integrated gradients, {n} pictures, {steps} steps", mine, [captum_gradients(s, "IntegratedGradients", n, n_steps=steps)])
+
+
+def removal_rows(s: Setting) -> None:
+    n = 2 if s.large else 16
+    s = s.first(n)
+    targets = Targets(np.full(n, TARGET))
+    values = tuple(np.random.default_rng(i).normal(size=int(c)) for i, c in enumerate(s.inputs.players.count))
+    orders = relevance_orders(values, s.inputs.players, key=(0,), ids=s.inputs.ids)
+    rankings = {f"map {k}": Ranking([np.roll(o, 7 * k) for o in orders], STEPS) for k in range(4)}
+    passes = [0]
+
+    def curves() -> list[np.ndarray]:
+        found = removal_curves(s.model, s.inputs, targets, rankings, seed=0, batch_size=s.batch())
+        passes[0] = n * (4 * 2 * len(STEPS) + 2)  # nothing and everything removed are the same for all orders
+        return [np.stack([found["map 0"].most_first[i], found["map 0"].least_first[i]]) for i in range(n)]
+
+    def step_by_step() -> list[np.ndarray]:
+        """A loop over pictures, orders and steps, one masked picture at a time: what one writes without a library."""
+        out = []
+        means = s.pictures.mean(dim=(2, 3), keepdim=False)[:, :, None]
+        with torch.no_grad():
+            for i in range(1):
+                areas, parts = s.inputs.players.areas(i), s.inputs.players.assignment[i].to(s.device)
+                both = []
+                for ranking in rankings.values():
+                    for order in (ranking.orders[i], ranking.orders[i][::-1]):
+                        reached = np.concatenate([[0.0], np.cumsum(areas[order])]) / areas.sum()
+                        curve = []
+                        for share in (0.0, *STEPS, 1.0):
+                            gone = order[: int(np.argmin(np.abs(reached - share)))].copy()
+                            x = s.pictures[i].clone()
+                            x[:, torch.isin(parts, torch.as_tensor(gone, device=s.device))] = means[i]
+                            curve.append(float(s.net(x[None]).softmax(dim=1)[0, TARGET]))
+                        both.append(curve)
+                out.append(np.array(both[:2]))
+        return out
+
+    mine = Ours(n, curves, lambda found: found, lambda found: passes[0])
+    compare(s, f"removal curves of 4 maps, {n} pictures", mine, [Peer("a loop step by step", 1, step_by_step, lambda found: found)])
+
+
+ROWS: tuple[tuple[str, Callable[[Setting], None]], ...] = (
+    ("lime", lime_rows),
+    ("kernel_shap", kernel_shap_rows),
+    ("partition_shap", partition_rows),
+    ("cam", cam_rows),
+    ("integrated_gradients", integrated_rows),
+    ("removal", removal_rows),
+)
+
+
+def compare(s: Setting, what: str, mine: Ours, peers: Sequence[Peer]) -> None:
+    contest(f"{s.name}: {what}", s.net, s.rows(), mine, peers, batch=s.batch(), repeats=s.repeats)
+
+
+def missing(s: Setting, what: str, method: str) -> bool:
+    if method in METHODS:
+        return False
+    print(f"{s.name}: {what}: not there yet")
+    return True
+
+
+def main(words: Sequence[str] = ()) -> None:
+    devices = [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
+    for device in devices:
+        for setting in settings(device):
+            for name, row in ROWS:
+                if all(word.lower() in f"{setting.name} {name}".lower() for word in words):
+                    row(setting)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
