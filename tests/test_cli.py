@@ -272,8 +272,8 @@ def test_explain_writes_a_page_pictures_and_numbers(tl_audit: Run, folder: Path)
     code, out, err = tl_audit(*argv, "--most", "2", "--target", "dog", "--out", folder / "maps")
     assert code == 0, err
     names = sorted(p.name for p in (folder / "maps").iterdir())
-    assert len(names) == 4
-    assert names[0] == "attributions.json"
+    assert len(names) == 5
+    assert names[:2] == ["attributions.json", "attributions.npz"]
     page = (folder / "maps" / "explanations.html").read_text()
     assert "<script" not in page
     assert "default-src" in page

@@ -587,23 +587,60 @@ def doctor() -> int:
 def explain(
     model: Annotated[str, typer.Option("--model", help="A run directory, or a weights file with --arch and --classes.")],
     input: Annotated[Path, typer.Option("--input", help="A picture, a folder of pictures, or a table file.")],
-    method: Annotated[str, typer.Option("--method", help="grad_cam, integrated_gradients, kernel_shap, lime.")] = "grad_cam",
+    method: Annotated[
+        list[str] | None,
+        typer.Option("--method", help="An explainer; repeatable, or comma-separated. Default: grad_cam, for tables kernel_shap."),
+    ] = None,
     out_dir: Annotated[Path, typer.Option("--out", "-o", help="Folder to write into.")] = Path("explanations"),
-    target: Annotated[str | None, typer.Option("--target", help="Class to explain; default: the predicted one.")] = None,
-    layer: Annotated[str | None, typer.Option("--layer", help="Module path, for grad_cam.")] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", metavar="NAME|predicted|true", help="Class to explain; default: the predicted one.")
+    ] = None,
+    against: Annotated[str | None, typer.Option("--against", metavar="NAME", help="Class to subtract: why this and not that?")] = None,
+    layer: Annotated[str | None, typer.Option("--layer", help="Module path, for CAM methods.")] = None,
     arch: Annotated[str | None, typer.Option("--arch", help="Architecture of a weights file.")] = None,
     classes: Annotated[str | None, typer.Option("--classes", help="Class names of a weights file, comma-separated.")] = None,
     budget: Annotated[int | None, typer.Option("--budget", min=1, help="Model evaluations per sample.")] = None,
-    most: Annotated[int, typer.Option("--most", min=1, help="Explain at most this many samples.")] = 16,
+    base: Annotated[
+        bool, typer.Option("--base", help="Base, adapted and their difference side by side; the base comes from the run directory.")
+    ] = False,
+    quality: Annotated[
+        bool, typer.Option("--quality", help="Check the maps against random maps and permuted weights, and stamp them.")
+    ] = False,
+    row: Annotated[
+        list[str] | None, typer.Option("--row", metavar="ID", help="Explain this sample: its id, or its number from 0; repeatable.")
+    ] = None,
+    all_rows: Annotated[bool, typer.Option("--all", help="Every sample; without it 16 pictures or 1000 rows of a table.")] = False,
+    most: Annotated[int | None, typer.Option("--most", min=1, help="Explain at most this many samples.")] = None,
+    dependence: Annotated[
+        list[str] | None,
+        typer.Option("--dependence", metavar="COLUMN", help="Show this column's attribution over its own value; repeatable."),
+    ] = None,
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", help="Column of patient, site, document: intervals are over these, not over rows.")
+    ] = None,
+    label: Annotated[str | None, typer.Option("--label", help="Label column of a table, for --target true.")] = None,
+    id_column: Annotated[str | None, typer.Option("--id", help="Id column of a table, for --row.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of stochastic methods.")] = 0,
 ) -> int:
-    """Maps of what moved the model's outputs, as a page, pictures and JSON."""
-    from tl_audit.explaining import explain_files
+    """Maps of what moved the model's outputs: a page, a picture per map, numbers as JSON and NPZ.
 
-    page, count = explain_files(
-        model, input, method=method, out=out_dir, target=target, layer=layer, arch=arch,
-        classes=_split([classes]) if classes else None, budget=budget, most=most, seed=seed, say=tell,
+    A table of more than 16 rows is summed up as well: mean |value| per column with its interval against chance, every row as a dot,
+    and how the first column (or --dependence) goes with its value; importance.csv holds the figures.
+    """
+    from tl_audit.explaining import Asked, default_method, explain_files
+
+    done = explain_files(
+        Asked(
+            model=model, input=input, methods=tuple(dict.fromkeys(_split(method))) if method is not None else (default_method(input),),
+            out=out_dir, target=target, against=against, layer=layer, arch=arch, classes=_split([classes]) if classes else None, budget=budget,
+            base=base, quality=quality, rows=tuple(row or ()), all_rows=all_rows, most=most, dependence=tuple(dependence or ()), cluster=cluster,
+            label=label, id=id_column, seed=seed,
+        ),
+        say=tell,
     )  # fmt: skip
-    out(f"maps    {count} by {shown(method)}")
-    out(f"page    {shown(page)}")
+    out(f"maps    {done.maps} by {shown(', '.join(done.methods))}")
+    for path in done.files:
+        if path.suffix in (".json", ".npz", ".csv"):
+            out(f"numbers {shown(path)}")
+    out(f"page    {shown(done.page)}")
     return 0

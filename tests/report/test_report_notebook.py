@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from golden_record import ladder, png
 from hostile import CORPUS, replace_strings, shape
@@ -186,7 +187,7 @@ class Pixels:
     def picture(self, row: Any, spec: Any, *, title: str) -> Picture:
         return Picture(title=title, alt=f"sample {row}", png=png())
 
-    def map_picture(self, row: Any, values: Any, spec: Any, *, title: str, signed: bool) -> Picture:
+    def map_picture(self, row: Any, values: Any, spec: Any, *, title: str, signed: bool, **more: Any) -> Picture:
         return Picture(title=title, alt=f"map of {row}", png=png(hot=True))
 
     def map_bars(self, values: Any, players: Any, row: int) -> tuple[Bar, ...]:
@@ -197,7 +198,7 @@ class Columns(Pixels):
     def picture(self, row: Any, spec: Any, *, title: str) -> None:  # type: ignore[override]
         return None
 
-    def map_picture(self, row: Any, values: Any, spec: Any, *, title: str, signed: bool) -> None:  # type: ignore[override]
+    def map_picture(self, row: Any, values: Any, spec: Any, *, title: str, signed: bool, **more: Any) -> None:  # type: ignore[override]
         return None
 
     def map_bars(self, values: Any, players: Any, row: int) -> tuple[Bar, ...]:
@@ -217,6 +218,7 @@ class Maps:
     quality: Stamp | None = None
     caveats: tuple[str, ...] = ("one caveat",)
     completeness: Any = None
+    standard_error: Any = None
     target_names: Any = None
     inputs: Any = field(init=False)
 
@@ -225,7 +227,9 @@ class Maps:
         self.inputs = SimpleNamespace(
             tensor=[f"t{i}" for i in n], ids=tuple(f"id{i}" for i in n), modality=self.modality, spec=None, players=None
         )
-        self.values, self.player_values, self.targets, self.blank = [0.0 for _ in n], [0.0 for _ in n], list(n), [i == 1 for i in n]
+        flat = isinstance(self.modality, Columns)
+        self.values = np.ones((self.count, 2) if flat else (self.count, 4, 4))
+        self.player_values, self.targets, self.blank = [np.ones(2) for _ in n], list(n), [i == 1 for i in n]
         self.target_names = self.target_names or tuple(f"class {i}" for i in n)
 
 
@@ -233,7 +237,8 @@ def test_attributions_of_images_are_pictures_with_words() -> None:
     html = attribution_fragment(Maps(Pixels(), completeness=[-0.012, 0.0, 0.1]))
     assert html.count("data:image/png;base64,") == 6
     for words in (
-        "id0: class 0",
+        "id0 <span",
+        "class 0",
         "no signal",
         "layer features.12 (last layer with space)",
         "seed 7",
@@ -247,7 +252,8 @@ def test_attributions_of_images_are_pictures_with_words() -> None:
 
 def test_attributions_of_tables_are_bars_and_a_table() -> None:
     html = attribution_fragment(Maps(Columns(), quality=Stamp(state="unreliable", text="fails TLA703")))
-    assert html.count("data:image/svg+xml;base64,") == 3
+    assert html.count("data:image/svg+xml;base64,") == 2  # the blank one has no bars
+    assert html.count("no signal") == 1
     assert "age" in html
     assert "fails TLA703" in html
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from tl_audit.modality.base import Modality, Players
 from tl_audit.models.model import Model
@@ -16,7 +17,9 @@ from tl_audit.records.exhibits import Stamp
 from tl_audit.records.preprocessing import InputSpec
 
 if TYPE_CHECKING:
+    from tl_audit.attribution.comparison import Comparison
     from tl_audit.attribution.game import Memo
+    from tl_audit.attribution.importance import Importance
 
 DEFAULT_BUDGET = 256
 """Model evaluations per sample. A backward pass counts as one more."""
@@ -211,10 +214,38 @@ class Attribution:
 
         return pd.DataFrame(self.to_rows())
 
+    def figure(self) -> Any:  # Any: a matplotlib figure; matplotlib is no dependency
+        """The first eight maps, or bars of columns, as a matplotlib figure. ConfigError where matplotlib is not installed."""
+        from importlib import import_module
+
+        from tl_audit.attribution.importance import part_labels
+
+        return import_module("tl_audit.report.figures").attribution_figure(self, part_labels(self))
+
+    def save(self, path: str | Path) -> Path:
+        """Write .png (needs matplotlib), .npz or .json, by suffix; whole or not at all, never through a link."""
+        from tl_audit.attribution.saving import save_attribution
+
+        return save_attribution(self, path)
+
+    def beside(self, other: Attribution, *, names: tuple[str, str] = ("base", "adapted")) -> Comparison:
+        """``other`` (the base's maps), these maps and the difference these - other, side by side; ``names`` in that order."""
+        from tl_audit.attribution.comparison import beside
+
+        return beside(self, other, names=names)
+
+    def importance(self, cluster: ArrayLike | Sequence[object] | None = None) -> Importance:
+        """Mean |value| of every column over the rows, with intervals over rows or clusters, against chance; tables only."""
+        from tl_audit.attribution.importance import importance
+
+        return importance(self, cluster)
+
     def _repr_html_(self) -> str:
         from importlib import import_module
 
-        html: str = import_module("tl_audit.report.notebook").attribution_fragment(self)
+        from tl_audit.attribution.importance import part_labels
+
+        html: str = import_module("tl_audit.report.notebook").attribution_fragment(self, part_labels(self))
         return html
 
 

@@ -22,13 +22,15 @@ from tl_audit.records.exhibits import Bar, Bars, Cell, Column, Dot, Exhibit, Int
 if TYPE_CHECKING:
     from tl_audit.attribution.base import Attribution
 
-__all__ = ["ColumnImportance", "Dependence", "Importance", "Strip", "importance"]
+__all__ = ["ColumnImportance", "Dependence", "Importance", "Strip", "importance", "local_mean", "part_labels"]
 
 MOST_STRIPS = 12
 MOST_DOTS = 300
 """Dots per strip, and of a scatter; which rows are drawn depends on their ids alone. All rows count in every number."""
 
 LEAST_ROWS = 3
+LEAST_EFFECTIVE = 5.0
+"""Effective rows (or clusters) that a point of a smoothed mean needs; below, nothing is drawn there."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Dependence:
     ----------
     name : of the column
     readings, values : (n,) of the rows that are drawn
-    grid, mean, low, high : (g,) local-linear mean over the readings with a pointwise 95 % band, of all rows; empty for categories
+    grid, mean, low, high : (g,) local-linear mean over the readings with a pointwise 95 % band, of all rows; NaN where fewer than five speak, empty for categories
     bandwidth : of the Gaussian kernel, in the column's unit
     categories : names; readings are places among them. None for numbers
     means : the mean per category with its t interval, in the order of ``categories``
@@ -178,7 +180,13 @@ class Importance:
         shown = self.columns[:most]
         first = self.columns[0]
         bars = tuple(
-            Bar(label=c.name, value=c.mean_absolute.value, interval=c.mean_absolute.interval(), null=self.chance, note=c.mean_absolute.reason)
+            Bar(
+                label=c.name,
+                value=c.mean_absolute.value,
+                interval=c.mean_absolute.interval(),
+                null=self.chance,
+                note=c.mean_absolute.reason,
+            )
             for c in shown
         )
         more = f" The {most} first of {len(self.columns)} columns." if len(self.columns) > most else ""
@@ -248,7 +256,9 @@ class Importance:
 
             near = difflib.get_close_matches(column, list(at), n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise DataError(f"there is no column {column!r}{hint} The columns are: {', '.join(list(at)[:12])}{', ...' if len(at) > 12 else ''}")
+            raise DataError(
+                f"there is no column {column!r}{hint} The columns are: {', '.join(list(at)[:12])}{', ...' if len(at) > 12 else ''}"
+            )
         reading = next(r for r in self._readings() if r.name == column)
         x = reading.numbers[self.used]
         y = np.stack(self.maps.player_values)[self.used, at[column]]
@@ -387,6 +397,22 @@ def importance(maps: Attribution, cluster: ArrayLike | Sequence[object] | None =
     return Importance(maps, tuple(columns), used, codes, chance)
 
 
+def part_labels(maps: Attribution, most: int = 64) -> tuple[tuple[str, ...], ...] | None:
+    """Per sample (the first ``most``) the names of its parts with their readings, "bmi = 32.1"; None where parts have no names."""
+    inputs = maps.inputs
+    if inputs.players.names is None or inputs.tensor.ndim != 2:
+        return None
+    columns = readings(inputs.tensor[:most].detach().cpu().double().numpy(), inputs.players, inputs.spec)
+    return tuple(tuple(f"{c.name} = {_reading(c, i)}" for c in columns) for i in range(min(most, len(maps))))
+
+
+def _reading(column: Readings, i: int) -> str:
+    value = float(column.numbers[i])
+    if not np.isfinite(value):
+        return "missing"
+    return column.categories[int(value)] if column.categories is not None else f"{value:.4g}".replace("-", "\u2212")
+
+
 def local_mean(
     x: NDArray[np.float64], y: NDArray[np.float64], *, cluster: NDArray[np.int64] | None = None, points: int = 60
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], float]:
@@ -394,7 +420,7 @@ def local_mean(
 
     Gaussian kernel with Silverman's bandwidth 0.9 min(sd, IQR/1.34) n^(-1/5); the variance at a point is Σ l_i² e_i² / (1 - h_i)²,
     summed within clusters first where there are any. The band is a t interval with as many degrees of freedom as the point has
-    effective rows (or clusters) beyond two; where fewer than three speak the band is left out (NaN).
+    effective rows (or clusters) beyond two; where fewer than five speak there is no mean (NaN).
 
     References
     ----------
@@ -417,9 +443,10 @@ def local_mean(
         member = np.eye(int(codes.max()) + 1)[codes]
         parts, counted = parts @ member, counted @ member
     effective = counted.sum(axis=1) ** 2 / (counted**2).sum(axis=1)
-    enough = effective > 3
+    enough = effective >= LEAST_EFFECTIVE
     half = np.full(points, np.nan)
     half[enough] = stats.t.ppf(0.975, effective[enough] - 2) * np.sqrt((parts[enough] ** 2).sum(axis=1))
+    mean = np.where(enough, mean, np.nan)
     return grid, mean, mean - half, mean + half, width
 
 

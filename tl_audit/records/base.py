@@ -44,3 +44,15 @@ class Displayable(Record):
     def to_rows(self) -> list[dict[str, Any]]:
         """The content as plain rows (column name -> value)."""
         raise NotImplementedError
+
+    def figure(self) -> Any:  # Any: a matplotlib figure; matplotlib is no dependency
+        """The content as a matplotlib figure (the only place that needs matplotlib).
+
+        Raises
+        ------
+        ConfigError : matplotlib is not installed
+        TypeError : a record that has no figure
+        """
+        from importlib import import_module
+
+        return import_module("tl_audit.report.figures").figure(self)

@@ -7,6 +7,7 @@ explanation gate (TLA711) and printed on the exhibit.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -35,6 +36,18 @@ class ExhibitBase(Displayable):
     stamp: Stamp | None = None
     grouped: bool = False
     "crossed with a group or cluster: small cells are suppressed when the record is built"
+
+    def save(self, path: str | Path) -> Path:
+        """Write the exhibit to one file, whole or not at all; the suffix decides: .png (needs matplotlib), .svg, .csv, .json.
+
+        Raises
+        ------
+        ConfigError : another suffix, a link in the way, a folder that cannot be written, no drawing (.svg of a table), matplotlib absent (.png)
+        """
+        from importlib import import_module
+
+        written: Path = import_module("tl_audit.report.figures").save_exhibit(self, Path(path))
+        return written
 
 
 class Column(Record):

@@ -14,7 +14,7 @@ from tl_audit.records.findings import AuditResult
 from tl_audit.records.schema import MOST_BYTES, to_json
 from tl_audit.report.html import render_html
 
-__all__ = ["FORMATS", "MANIFEST", "save"]
+__all__ = ["FORMATS", "MANIFEST", "save", "write_whole"]
 
 MANIFEST = "manifest.json"
 MARK = "tl_audit report"
@@ -25,7 +25,7 @@ _WRITERS: dict[str, tuple[str, Callable[[AuditResult, str], str]]] = {
 FORMATS = tuple(_WRITERS)
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
     """The bytes at ``path``, through a temporary file in the same folder: readers see the old file or the new one."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     temporary = Path(name)
@@ -124,7 +124,7 @@ def save(result: AuditResult, out_dir: str | Path, *, formats: Iterable[str] = (
         (folder / MANIFEST).unlink(missing_ok=True)  # a folder without a manifest is incomplete: true from here to the last line
         for f in wanted:
             paths[f] = folder / _WRITERS[f][0]
-            _write(paths[f], files[f])
+            write_whole(paths[f], files[f])
         listed = [{"path": paths[f].name, "sha256": hashlib.sha256(files[f]).hexdigest(), "bytes": len(files[f])} for f in wanted]
         manifest = {
             "made_by": MARK,
@@ -133,7 +133,7 @@ def save(result: AuditResult, out_dir: str | Path, *, formats: Iterable[str] = (
             "files": sorted(listed, key=lambda e: str(e["path"])),
         }
         paths["manifest"] = folder / MANIFEST
-        _write(paths["manifest"], (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode())
+        write_whole(paths["manifest"], (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode())
     except OSError as error:
         raise RecordError(f"{folder}: the report could not be written ({error.strerror or error}); what is there is incomplete") from error
     return paths
