@@ -412,10 +412,16 @@ def _pictures(out: Path, maps: Attribution, side: Comparison | None) -> list[Pat
 
 def _parts(asked: Asked, made: Mapping[str, Attribution], sides: Mapping[str, Comparison], sums: Mapping[str, Importance]) -> list[Part]:
     from tl_audit.attribution.comparison import Comparison
-    from tl_audit.attribution.importance import part_labels
+    from tl_audit.attribution.importance import importance_change, part_labels
     from tl_audit.report.attributions import Part
 
-    parts = [Part("importance", one, f"What counted, by {method}", dependence=asked.dependence or None) for method, one in sums.items()]
+    parts = []
+    for method, one in sums.items():
+        change = None
+        if method in sides:
+            (first, second), names = sides[method].maps.values(), sides[method].names
+            change = importance_change(first, second, (names[0], names[1]), one.cluster)
+        parts.append(Part("importance", one, f"What counted, by {method}", dependence=asked.dependence or None, change=change))
     for method, maps in made.items():
         labels = part_labels(maps)
         if method in sides:

@@ -17,12 +17,12 @@ from tl_audit.measures import intervals
 from tl_audit.measures.estimate import Estimate
 from tl_audit.measures.sampling import bottom_k, cluster_codes
 from tl_audit.modality.readings import Readings, readings
-from tl_audit.records.exhibits import Bar, Bars, Cell, Column, Dot, Exhibit, Intervals, Reference, Table
+from tl_audit.records.exhibits import Bar, Bars, Cell, Change, Column, Dot, Exhibit, Intervals, Reference, Table
 
 if TYPE_CHECKING:
     from tl_audit.attribution.base import Attribution
 
-__all__ = ["ColumnImportance", "Dependence", "Importance", "Strip", "importance", "local_mean", "part_labels"]
+__all__ = ["ColumnImportance", "Dependence", "Importance", "Strip", "importance", "importance_change", "local_mean", "part_labels"]
 
 MOST_STRIPS = 12
 MOST_DOTS = 300
@@ -395,6 +395,47 @@ def importance(maps: Attribution, cluster: ArrayLike | Sequence[object] | None =
         )
     columns.sort(key=lambda c: (-(c.mean_absolute.value or 0.0), c.name))
     return Importance(maps, tuple(columns), used, codes, chance)
+
+
+def importance_change(
+    first: Attribution, second: Attribution, names: tuple[str, str], cluster: ArrayLike | Sequence[object] | None = None
+) -> Intervals:
+    """Mean |value| of every column in two attributions of the same rows, with the paired change second - first; the largest of the two first.
+
+    Rows that are blank in either are left out of both. Raises DataError as ``importance`` does, and for other rows or columns.
+    """
+    if first.inputs.ids != second.inputs.ids or first.inputs.players.names != second.inputs.players.names:
+        raise DataError(f"{names[0]} and {names[1]} explain other rows or other columns: explain the same table with both")
+    sides = importance(first, cluster), importance(second, cluster)
+    used = np.intersect1d(sides[0].used, sides[1].used)
+    if len(used) < LEAST_ROWS:
+        raise DataError(f"importance needs at least {LEAST_ROWS} rows with a signal in both, {len(used)} have one")
+    ids = None if sides[0].cluster is None else sides[0].cluster[used]
+    a, b = (np.abs(np.stack(m.player_values)[used]) for m in (first, second))
+    columns = first.inputs.players.names or ()
+    order = sorted(range(len(columns)), key=lambda k: (-max(float(a[:, k].mean()), float(b[:, k].mean())), columns[k]))[:MOST_STRIPS]
+    dots, changes = [], []
+    for k in order:
+        for name, values, hollow in ((names[0], a, True), (names[1], b, False)):
+            e = intervals.mean(values[:, k], cluster=ids)
+            dots.append(Dot(label=columns[k], series=name, value=e.value, interval=e.interval(), hollow=hollow, note=e.reason))
+        moved = intervals.mean(b[:, k] - a[:, k], cluster=ids)
+        changes.append(Change(label=columns[k], value=moved.value, interval=moved.interval()))
+    up = [c.label for c in changes if c.interval is not None and c.interval[0] > 0]
+    down = [c.label for c in changes if c.interval is not None and c.interval[1] < 0]
+    said = " and ".join(f"{', '.join(found[:4])} {word}" for found, word in ((up, "more"), (down, "less")) if found)
+    return Intervals(
+        id="importance-change",
+        title=f"In the {names[1]} model {said} than in the {names[0]}"
+        if said
+        else f"No column counts detectably more or less in the {names[1]} model",
+        how_to_read=f"Hollow: {names[0]}, filled: {names[1]}; lines: 95 % interval. The paired change answers whether it moved, not the overlap of the lines.",
+        alt="; ".join(f"{c.label} {c.value:+.3g}" for c in changes[:4] if c.value is not None),
+        caption=f"n = {len(used)} rows, paired; {second.method}, seed {second.seed}. Intervals are of each column alone, not corrected for their number.",
+        value_label="mean |value|",
+        dots=tuple(dots),
+        changes=tuple(changes),
+    )
 
 
 def part_labels(maps: Attribution, most: int = 64) -> tuple[tuple[str, ...], ...] | None:

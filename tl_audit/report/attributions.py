@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tl_audit.records.exhibits import Intervals
 from tl_audit.report.html import environment, read_css, squeeze
 from tl_audit.report.notebook import attribution_fragment, comparison_fragment, importance_fragment
 from tl_audit.report.page import Counters
@@ -26,6 +27,7 @@ class Part:
     heading : its line in the list of parts
     labels : per sample the names of its parts with their readings
     dependence : columns whose dependence is drawn (importance); None: the first
+    change : the same importance beside that of another model
     """
 
     kind: Literal["maps", "comparison", "importance"]
@@ -33,6 +35,7 @@ class Part:
     heading: str
     labels: Sequence[Sequence[str]] | None = None
     dependence: Sequence[str] | None = None
+    change: Intervals | None = None
 
 
 def attribution_page(parts: Sequence[Part], *, title: str, facts: Sequence[tuple[str, str]] = ()) -> str:
@@ -47,7 +50,7 @@ def attribution_page(parts: Sequence[Part], *, title: str, facts: Sequence[tuple
     bodies = []
     for part in parts:
         if part.kind == "importance":
-            bodies.append(importance_fragment(part.shown, part.dependence, page=ids))
+            bodies.append(importance_fragment(part.shown, part.dependence, part.change, page=ids))
         elif part.kind == "comparison":
             bodies.append(comparison_fragment(part.shown, part.labels, page=ids))
         else:

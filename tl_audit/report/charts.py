@@ -480,7 +480,8 @@ def intervals(exhibit: Intervals, uid: str) -> str:
                 places = numbers.decimals(c.value, *c.interval)
                 words = f"{numbers.number(c.value, places)} ({numbers.interval(*c.interval, places)})"
             heads.append((y + 14, ""))
-            d.text(right + 12, y + 14, f"Δ {words}", "t num b", most=WIDTH - right - 12)
+            # a long one begins further left, where its row has no mark, rather than lose its bound
+            d.text(min(right + 12, WIDTH - 1.08 * _width(f"Δ {words}")), y + 14, f"Δ {words}", "t num b")
             d.text(left - 10, y + 14, "paired change", "t dim", anchor="end")
             y += 22
         if named or change:

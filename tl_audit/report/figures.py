@@ -130,7 +130,8 @@ def _csv(rows: Sequence[dict[str, Any]]) -> bytes:
     file = io.StringIO()
     heads = list(dict.fromkeys(name for row in rows for name in row))
     writer = csv.writer(file, lineterminator="\n")
-    for cells in (heads, *([row.get(name) for name in heads] for row in rows)):
+    table: list[list[Any]] = [[*heads], *([row.get(name) for name in heads] for row in rows)]  # Any: cells of any kind
+    for cells in table:
         writer.writerow([f"'{c}" if isinstance(c, str) and c[:1] in ("=", "+", "-", "@", "\t", "\r") else c for c in cells])
     return file.getvalue().encode("utf-8", "backslashreplace")
 
@@ -492,7 +493,7 @@ def _samples_figure(attribution: Any, samples: Sequence[Any], labels: Sequence[S
 
 
 def _marks(attribution: Any) -> int:
-    return min(maps.MOST_BARS, np.asarray(attribution.values).shape[1])
+    return int(min(maps.MOST_BARS, np.asarray(attribution.values).shape[1]))
 
 
 def _map_axes(

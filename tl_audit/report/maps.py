@@ -87,13 +87,7 @@ def _output(attribution: Any) -> str:
 def unit_words(attribution: Any) -> str:
     """What a value of this method means, in one sentence."""
     output = _output(attribution)
-    whole = (
-        "each outlined part as a whole"
-        if part_outlines(attribution, 0) is not None
-        else "each pixel"
-        if _spatial(attribution)
-        else "each column"
-    )
+    whole = "each column" if not _spatial(attribution) else "each outlined part as a whole" if _by_parts(attribution) else "each pixel"
     if attribution.completeness is not None:
         return f"units of the {output}, {whole}; all parts of a sample together give its change from the baseline (the input with nothing in it)."
     if not attribution.signed:
@@ -106,6 +100,10 @@ def unit_words(attribution: Any) -> str:
     if "saliency" in method or "smooth" in method or method == "gradient":
         return f"slope of the {output}: change per unit of the model's input, {whole}."
     return f"effect on the {output} as {method} measures it, {whole}; above 0 raises it, below 0 lowers it."
+
+
+def _by_parts(attribution: Any) -> bool:
+    return any(part_outlines(attribution, i) is not None for i in range(min(4, len(attribution.targets))))
 
 
 def reading_words(attribution: Any, *, contrast: bool | None = None) -> str:
@@ -141,7 +139,7 @@ def _spatial(attribution: Any) -> bool:
 def part_outlines(attribution: Any, i: int) -> NDArray[np.int64] | None:
     """(H, W) part of each pixel where the method gives one value per part; None where it values single pixels."""
     values, players = np.asarray(attribution.values), attribution.inputs.players
-    if values.ndim != 3 or players is None or len(attribution.player_values) <= i:
+    if values.ndim != 3 or players is None or len(attribution.player_values) <= i or _blank(attribution, i):
         return None
     assignment = np.asarray(players.assignment[i].cpu().numpy())
     if assignment.shape != values[i].shape:
@@ -342,7 +340,7 @@ def panels(comparison: Any, i: int) -> list[Panel]:
         blank = _blank(one, i)
         scale = shared if common else map_scale([painted[name]], signed=bool(one.signed))
         out.append(Panel(one, painted[name], name, None if blank else scale, bool(one.signed), blank))
-    if common:
+    if common and len(alive) == len(sides):  # a blank map has nothing to subtract
         a, b = painted.values()
         size = None if shared is None else max(abs(shared[0]), abs(shared[1]))
         ends = None if size is None else (-size, size)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tl_audit.records.base import Displayable
-from tl_audit.records.exhibits import ExhibitBase, ImageGrid, Table
+from tl_audit.records.exhibits import ExhibitBase, ImageGrid, Intervals, Table
 from tl_audit.records.findings import STATUSES, AuditResult, Finding
 from tl_audit.report import numbers
 from tl_audit.report.html import STATUS_WORDS, environment, read_css, squeeze
@@ -31,6 +31,8 @@ __all__ = [
 ]
 
 MOST_SAMPLES = 16
+MOST_TABLE_SAMPLES = 8
+"""Rows of a table whose columns are compared one by one: each takes a screen."""
 SIGNS = {
     "pass": "●", "warn": "▲", "fail": "⬣", "inconclusive": "◐", "review": "◇", "info": "□", "not_evaluated": "◌", "error": "☒",
 }  # fmt: skip
@@ -143,7 +145,7 @@ def comparison_fragment(  # Any: attribution.comparison.Comparison
     first = next(iter(sides.values()))
     ids = page or Counters()
     total = len(first.targets)
-    samples = maps.comparison_samples(comparison, MOST_SAMPLES, labels, ids)
+    samples = maps.comparison_samples(comparison, MOST_SAMPLES if first.values.ndim == 3 else MOST_TABLE_SAMPLES, labels, ids)
     stamps = [(name, one.quality) for name, one in sides.items()]
     units = {name: maps.unit_words(one) for name, one in sides.items()}
     alike = len(set(units.values())) == 1
@@ -170,11 +172,11 @@ def comparison_fragment(  # Any: attribution.comparison.Comparison
 
 
 def importance_fragment(  # Any: attribution.importance.Importance
-    importance: Any, dependence: Sequence[str] | None = None, *, page: Counters | None = None
+    importance: Any, dependence: Sequence[str] | None = None, change: Intervals | None = None, *, page: Counters | None = None
 ) -> str:
     """Global importance: bars against chance, strips of all rows, the dependence of some columns (None: of the first), the table.
 
-    ``importance`` is read by its attributes and methods alone.
+    ``importance`` is read by its attributes and methods alone; ``change`` sets it beside that of another model.
     """
     from tl_audit.report import maps  # needs numpy, which pages of records do without
 
@@ -207,6 +209,7 @@ def importance_fragment(  # Any: attribution.importance.Importance
         ),
         strips_alt=f"One strip of dots per column; {first} spreads widest on average",
         drawn=f"{drawn} of {numbers.count(importance.n)} rows are drawn" if drawn < importance.n else "",
+        change=None if change is None else exhibit_view(change, ids, Pictures()),
         dependences=[_dependence(importance, name, ids) for name in ([first] if dependence is None else dependence)],
         table=exhibit_view(table, ids, Pictures()),
         caveats=importance.maps.caveats,
@@ -248,12 +251,12 @@ def _likeness(comparison: Any, ids: Counters) -> Grid:
     for a, b in comparison.pairs:
         mean = comparison.mean_rank_correlation(a, b)
         interval = mean.interval()
-        places = 2 if interval is None else numbers.decimals(mean.value, *interval)
+        places = 2 if interval is None else max(2, numbers.decimals(mean.value, *interval))
         rows.append(
             (
                 Cell(f"{a} and {b}"),
                 Cell("not defined" if mean.value is None else numbers.number(mean.value, places)),
-                Cell(mean.reason or "none" if interval is None else numbers.interval(*interval, places)),
+                Cell(mean.reason or "none" if interval is None else numbers.interval(interval[0], interval[1], places)),
                 Cell(numbers.count(mean.n)),
                 Cell("0"),
             )
@@ -261,7 +264,7 @@ def _likeness(comparison: Any, ids: Counters) -> Grid:
     heads = ("maps", "rank correlation", "95 % interval", "n", "by chance")
     return Grid(
         ids.next("t"),
-        "How alike the maps are: mean rank correlation of the parts (1: the same order)",
+        "Mean rank correlation of the parts (1: the same order)",
         heads,
         (False, True, True, True, True),
         tuple(rows),

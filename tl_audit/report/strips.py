@@ -82,7 +82,7 @@ def ranked(
         if interval is not None:
             d.line(scale(interval[0]), y, scale(interval[1]), y, "whisker")
             places = numbers.decimals(estimate.value, *interval)
-            words = f"{numbers.number(estimate.value, places)} ({numbers.interval(*interval, places)})"
+            words = f"{numbers.number(estimate.value, places)} ({numbers.interval(interval[0], interval[1], places)})"
         d.text(right + 8, y + 4, words, "t num small", most=WIDTH - right - 8)
     d.line(scale(chance), 20, scale(chance), bottom, "ref rest")
     end = scale(chance) > (left + right) / 2
