@@ -84,6 +84,11 @@ def image_inputs(tensor: torch.Tensor, cell: int = 4, ids: tuple[str, ...] | Non
     return Inputs(tensor, ids or tuple(f"s{i}" for i in range(n)), Squares(), None, squares(tensor.shape[-1], cell, n))  # type: ignore[arg-type]
 
 
+def parts_for(method: str) -> int:
+    """Side of the squares that a method can work with: 16 parts of a 16 x 16 image, 4 for the method that evaluates every coalition."""
+    return 8 if method == "exact_shap" else 4
+
+
 def column_inputs(tensor: torch.Tensor, background: torch.Tensor | None = None, ids: tuple[str, ...] | None = None) -> Inputs:
     n, d = tensor.shape
     players = Players(torch.arange(d).expand(n, d).clone(), np.full(n, d, dtype=np.int64), tuple(f"c{k}" for k in range(d)), "columns")

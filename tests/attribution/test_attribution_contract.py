@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.attribution.attribution_fakes import ASKING, PatchDetector, column_inputs, image_inputs
+from tests.attribution.attribution_fakes import ASKING, PatchDetector, column_inputs, image_inputs, parts_for
 from tl_audit.attribution import EXPLAINERS, Attribution, Inputs, explain_inputs
 from tl_audit.attribution.evaluation import Evaluator
 from tl_audit.models import Model
@@ -84,7 +84,7 @@ def test_a_normal_run_leaves_no_trace(method, state, small_net):
     x = torch.rand(3, 1, 16, 16)
     kept = x.clone()
     before = traces(net)
-    explain_inputs(Model(net), image_inputs(x), method=method, targets=ones(3), budget=16)
+    explain_inputs(Model(net), image_inputs(x, parts_for(method)), method=method, targets=ones(3), budget=40)
     assert_no_trace(before, net)
     assert torch.equal(x, kept)
     assert not x.requires_grad
@@ -97,7 +97,7 @@ def test_a_wrong_target_leaves_no_trace(method, small_net):
     x = torch.rand(2, 1, 16, 16)
     before = traces(net)
     with pytest.raises(Exception, match=r"index|bounds|range|dim"):
-        explain_inputs(Model(net), image_inputs(x), method=method, targets=np.array([0, 7]), budget=16)
+        explain_inputs(Model(net), image_inputs(x, parts_for(method)), method=method, targets=np.array([0, 7]), budget=40)
     assert_no_trace(before, net)
 
 
@@ -111,7 +111,7 @@ def test_a_crash_in_the_middle_leaves_no_trace(method, after, error, small_net):
     before = traces(net)
     # grad_cam needs four forward passes here: two to find head and layer, two batches
     with pytest.raises(type(error)):
-        explain_inputs(Model(net), image_inputs(x), method=method, targets=ones(4), budget=16, batch_size=2)
+        explain_inputs(Model(net), image_inputs(x, parts_for(method)), method=method, targets=ones(4), budget=40, batch_size=2)
     assert_no_trace(before, net)
 
 
@@ -120,19 +120,19 @@ def test_half_precision_models_are_explained_as_they_are(method, small_net):
     net = small_net().to(torch.bfloat16)
     x = torch.rand(2, 1, 16, 16)
     before = traces(net)
-    a = explain_inputs(Model(net), image_inputs(x), method=method, targets=ones(2), budget=16)
+    a = explain_inputs(Model(net), image_inputs(x, parts_for(method)), method=method, targets=ones(2), budget=40)
     assert np.isfinite(a.values).all()
     assert a.values.dtype == np.float64
     assert_no_trace(before, net)
 
 
 def reordered(inputs: Inputs, order: list[int]) -> Inputs:
-    return image_inputs(inputs.tensor[order], ids=tuple(inputs.ids[k] for k in order))
+    return inputs.select(np.array(order))
 
 
 @pytest.mark.parametrize("method", ASKING)
 def test_order_and_batch_size_do_not_matter(method, small_net, rng):
-    inputs = image_inputs(torch.as_tensor(rng.uniform(size=(5, 1, 16, 16))).float())
+    inputs = image_inputs(torch.as_tensor(rng.uniform(size=(5, 1, 16, 16))).float(), parts_for(method))
     model = Model(small_net())
     targets = np.array([0, 1, 2, 1, 0])
 
@@ -149,7 +149,10 @@ def test_order_and_batch_size_do_not_matter(method, small_net, rng):
 @pytest.mark.parametrize("method", ASKING)
 def test_a_second_run_gives_identical_bytes(method, small_net):
     x = torch.rand(3, 1, 16, 16)
-    runs = [explain_inputs(Model(small_net()), image_inputs(x), method=method, targets=ones(3), seed=4, budget=40) for _ in range(2)]
+    runs = [
+        explain_inputs(Model(small_net()), image_inputs(x, parts_for(method)), method=method, targets=ones(3), seed=4, budget=40)
+        for _ in range(2)
+    ]
     assert runs[0].values.tobytes() == runs[1].values.tobytes()
 
 
@@ -157,7 +160,10 @@ def test_a_second_run_gives_identical_bytes(method, small_net):
 def test_another_seed_moves_stochastic_methods_only(explainer, small_net):
     x = torch.rand(3, 1, 16, 16)
     first, second = (
-        explain_inputs(Model(small_net()), image_inputs(x), method=explainer.name, targets=ones(3), seed=s, budget=40) for s in (0, 1)
+        explain_inputs(
+            Model(small_net()), image_inputs(x, parts_for(explainer.name)), method=explainer.name, targets=ones(3), seed=s, budget=40
+        )
+        for s in (0, 1)
     )
     assert (first.values.tobytes() != second.values.tobytes()) == explainer.stochastic
 
@@ -174,7 +180,8 @@ def test_the_budget_reported_is_what_was_spent(method, small_net, monkeypatch):
 
     monkeypatch.setattr(Evaluator, "_read", counted)
     n = 6
-    a = explain_inputs(Model(small_net(), head="9"), image_inputs(torch.rand(n, 1, 16, 16)), method=method, targets=ones(n), budget=50)
+    x = image_inputs(torch.rand(n, 1, 16, 16), parts_for(method))
+    a = explain_inputs(Model(small_net(), head="9"), x, method=method, targets=ones(n), budget=50)
     spent = {"grad_cam": 2 * (forwards - 1) / n, "integrated_gradients": (forwards - 2 * n) * 2 / n + 2}.get(method, forwards / n)
     assert a.budget == pytest.approx(spent, abs=0.5)
     assert a.budget <= 50

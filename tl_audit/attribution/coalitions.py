@@ -190,7 +190,7 @@ def shapley_of_table(table: FloatArray) -> FloatArray:
     size = masks.sum(axis=1)
     joining = np.array([1 / (d * comb(d - 1, s)) for s in range(d)])
     weights = np.where(masks, joining[np.maximum(size - 1, 0)][:, None], -joining[np.minimum(size, d - 1)][:, None])
-    return np.asarray(table @ weights, dtype=np.float64)
+    return np.asarray((table - table[..., :1]) @ weights, dtype=np.float64)
 
 
 def _pairs_per_size(d: int, pairs: int) -> NDArray[np.int64]:

@@ -1,60 +1,45 @@
-"""Kernel SHAP: Shapley values of input parts by weighted least squares over coalitions."""
+"""Kernel SHAP: Shapley values of input parts from sampled coalitions."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import combinations
-from math import comb
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from tl_audit.attribution.base import Attribution, Inputs, Run, Targets
+from tl_audit.attribution.coalitions import background_draws, coalitions, seated, solve
+from tl_audit.attribution.convergence import rounds, settled
 from tl_audit.attribution.evaluation import Quantity, evaluating
 from tl_audit.attribution.game import Game
-from tl_audit.attribution.maps import blank_maps, from_players, without_nonfinite
 from tl_audit.attribution.reference import drawn_background, reference_of
+from tl_audit.attribution.shapley import BACKGROUND_OF, MOST_BACKGROUND, assembled, ends, not_settled
 from tl_audit.errors import ConfigError
 from tl_audit.measures.sampling import generator
 from tl_audit.models.model import Model
 
-_MOST_BACKGROUND = 128
-
-
-class Coalitions(NamedTuple):
-    """Which coalitions are evaluated, and how much each counts.
-
-    Attributes
-    ----------
-    masks : (R, d) bool, True: the player is there. Neither empty nor full: those two are the constraint
-    weights : (R,) sum to 1
-    pairs : (R,) number of the pair; a coalition and its complement share it
-    exact : all 2^d - 2 coalitions are there
-    """
-
-    masks: NDArray[np.bool_]
-    weights: NDArray[np.float64]
-    pairs: NDArray[np.int64]
-    exact: bool
+_FIRST = 64  # evaluations before the first look at convergence
 
 
 @dataclass(frozen=True)
 class KernelSHAP:
-    """Signed values in units of the output (the logit, unless ``output`` says otherwise) that add up to f(x) - f(reference): the efficiency constraint is built in.
+    """Signed values in units of the output (the logit, unless ``output`` says otherwise) that add up to f(x) - f(reference): efficiency is built in.
 
-    Coalition sizes are enumerated as far as the budget goes, the rest is sampled in pairs of complements; where all 2^d
-    coalitions fit, the values are exact. The reference is each sample's baseline on images; on columns a row of the background
-    per coalition (the mean over the background is then the value of the empty coalition). The estimator is that of the shap
-    package's KernelExplainer without its feature selection; drawn per sample from (seed, method, id) and evaluated in shared
-    batches, which the package cannot do. ``standard_error``: sandwich over pairs; 0 where exact.
+    Coalitions come in pairs of complements, small ones complete first; where all 2^d fit the budget the values are exact. What is
+    estimated is what the shap package's KernelExplainer estimates; the estimator differs (``attribution.coalitions``): interactions of
+    odd order are part of its model instead of noise, which takes half the evaluations or fewer for the same error
+    (``python -m benchmarks shapley``). The reference is each sample's baseline on images; on columns a row of the background per pair
+    (the mean over the background is then the value of the empty coalition), and all rows for every coalition where that fits.
+    ``standard_error``: posterior standard deviation, 0 where exact. Drawn per sample from (seed, method, id).
 
     Attributes
     ----------
     baseline : the input that stands for "nothing there"; None: the background, or that of the kind of data
     masking : how removed parts are filled in, instead of a baseline; None: as ``baseline``
     output : what is explained: "logit" or "probability"
+    convergence : stop when the largest 95 % half-width of a sample's values is at most this share of their range; None: spend the budget
 
     References
     ----------
@@ -65,6 +50,7 @@ class KernelSHAP:
     baseline: torch.Tensor | None = None
     masking: str | None = None
     output: Quantity = "logit"
+    convergence: float | None = None
 
     name: ClassVar[str] = "kernel_shap"
     signed: ClassVar[bool] = True
@@ -74,169 +60,87 @@ class KernelSHAP:
     needs_space: ClassVar[bool] = False
 
     def __call__(self, model: Model, inputs: Inputs, targets: Targets, run: Run) -> Attribution:
-        seed, budget = run.seed, run.most()
+        budget = run.most()
         if budget < 4:
             raise ConfigError(f"kernel_shap needs a budget of at least 4 model evaluations, not {budget}")
-        reference = reference_of(inputs, self.baseline, self.masking)
-        counts = inputs.players.count
-        n = len(inputs.tensor)
-        reference, note = drawn_background(reference, most=_MOST_BACKGROUND, seed=seed, method=self.name)
+        reference, note = drawn_background(
+            reference_of(inputs, self.baseline, self.masking), most=MOST_BACKGROUND, seed=run.seed, method=BACKGROUND_OF
+        )
         caveats = [] if note is None else [note]
-        designs, draws = [], []
-        for i in range(n):
-            rng = generator(seed, self.name, inputs.ids[i])
-            design = coalitions(int(counts[i]), budget - 2, rng)
-            if reference.shared:
-                design, drawn = with_draws(design, len(reference), budget - 2, rng)
-                draws.append(drawn)
-            designs.append(design)
+        n, counts = len(inputs), inputs.players.count
+        most = budget - 2
+        plans = {int(d): coalitions(int(d), most) for d in np.unique(counts)}
+        masks, seats, draws = [], [], []
+        for i, sample in enumerate(inputs.ids):
+            rng, plan = generator(run.seed, self.name, sample), plans[int(counts[i])]
+            own, seat = seated(plan, rng)
+            masks.append(own)
+            seats.append(seat)
+            rows = len(reference) if reference.shared else 1
+            draws.append(background_draws(plan, rows, most, rng) if reference.shared else np.zeros((1, len(own)), dtype=np.int64))
+        # a drawn row that is not every row, or a fill that draws noise: the same coalition can have another value
+        noisy = [reference.kind == "made" or (reference.shared and len(d) < len(reference)) for d in draws]
+        held = [np.zeros((2, len(m) // 2)) for m in masks]
+        values: list[NDArray[np.float64]] = [np.zeros(int(d)) for d in counts]
+        errors: list[NDArray[np.float64]] = [np.zeros(int(d)) for d in counts]
+        active, done = np.arange(n), 0
         with evaluating(model, batch_size=run.batch_size, outputs_only=budget, sample=inputs.tensor[:8]) as evaluator:
-            game = Game(evaluator, inputs, targets, reference, memo=run.memo, seed=seed)
-            full, empty = game.full(self.output), game.empty(self.output)
-            values = game.values([d.masks for d in designs], draws if reference.shared else None, self.output)
-            spent = evaluator.evaluations
-        solved = [solve(d, v, empty[i], full[i]) for i, (d, v) in enumerate(zip(designs, values, strict=True))]
-        errors = tuple(
-            np.zeros(len(phi)) if d.exact and (not reference.shared or len(d.masks) == (2 ** d.masks.shape[1] - 2) * len(reference))
-            else standard_errors(d, v, empty[i], full[i], phi)
-            for i, (d, v, phi) in enumerate(zip(designs, values, solved, strict=True))
-        )  # fmt: skip
-        elements, players = from_players(solved, inputs.players)
-        elements = without_nonfinite(elements)
-        if any(len(np.unique(d.pairs)) < d.masks.shape[1] for d in designs if not d.exact):
-            caveats.append("fewer pairs of coalitions than input parts: values are coarse, raise the budget")
-        return Attribution(
-            values=elements, player_values=players, targets=targets.index, against=targets.against, method=self.name, inputs=inputs, signed=True, seed=seed,
-            budget=-(-spent // max(n, 1)), completeness=np.array([p.sum() for p in solved]) - (full - empty), standard_error=errors,
-            blank=blank_maps(elements),
-            params={"reference": reference.name, "output": self.output, "exact": all(d.exact for d in designs)},
-            caveats=(*caveats, *sorted(evaluator.notes)),
-        )  # fmt: skip
-
-
-def coalitions(d: int, most: int, rng: np.random.Generator) -> Coalitions:
-    """At most ``most`` coalitions of ``d`` players with Shapley kernel weights.
-
-    All of them where 2^d - 2 fit. Else sizes 1 and d - 1, 2 and d - 2, ... are enumerated while a size's share of the
-    evaluations covers it; what is left is sampled in pairs, and drawn again counts again.
-    """
-    if d < 2:
-        return Coalitions(np.zeros((0, d), dtype=bool), np.zeros(0), np.zeros(0, dtype=np.int64), True)
-    half, paired = -(-(d - 1) // 2), (d - 1) // 2
-    size_weight = np.array([(d - 1) / (s * (d - s)) for s in range(1, half + 1)])
-    size_weight[:paired] *= 2
-    size_weight /= size_weight.sum()
-    exact = d <= 30 and 2**d - 2 <= most
-    masks: list[NDArray[np.bool_]] = []
-    weights: list[float] = []
-    pairs: list[int] = []
-    left, remaining, full_sizes, pair = most, size_weight.copy(), 0, 0
-    for s in range(1, half + 1):
-        number = comb(d, s) * (2 if s <= paired else 1)
-        if not exact and left * remaining[s - 1] / number < 1 - 1e-8:
-            break
-        full_sizes, left = full_sizes + 1, left - number
-        if remaining[s - 1] < 1:
-            remaining /= 1 - remaining[s - 1]
-        weight = size_weight[s - 1] / number
-        twins: dict[tuple[int, ...], int] = {}
-        for members in combinations(range(d), s):
-            mask = np.zeros(d, dtype=bool)
-            mask[list(members)] = True
-            if s <= paired:
-                masks += [mask, ~mask]
-                weights += [weight, weight]
-                pairs += [pair, pair]
-                pair += 1
-                continue
-            # the middle size of an even d holds its own complements
-            other = tuple(int(k) for k in np.flatnonzero(~mask))
-            number_of_pair = twins.pop(other, pair) if 2 * s == d else pair
-            if number_of_pair == pair:
-                twins[members] = pair
-                pair += 1
-            masks.append(mask)
-            weights.append(weight)
-            pairs.append(number_of_pair)
-    if full_sizes < half and left > 0:
-        sizes = np.arange(full_sizes + 1, half + 1)
-        chance = size_weight[full_sizes:].copy()
-        chance[sizes <= paired] /= 2  # each draw brings two coalitions
-        drawn = rng.choice(sizes, size=4 * left, p=chance / chance.sum())
-        seen: dict[bytes, int] = {}
-        counts: list[float] = []
-        first = len(masks)
-        for s in drawn:
-            if left <= 0:
-                break
-            mask = np.zeros(d, dtype=bool)
-            mask[rng.permutation(d)[:s]] = True
-            known = seen.get(mask.tobytes())
-            if known is None:
-                for twin in (mask, ~mask)[: 2 if s <= paired and left > 1 else 1]:
-                    seen[twin.tobytes()] = len(masks)
-                    masks.append(twin)
-                    counts.append(1.0)
-                    pairs.append(pair)
-                    left -= 1
-                pair += 1
+            game = Game(evaluator, inputs, targets, reference, memo=run.memo, seed=run.seed)
+            found = ends(game, evaluator, targets, self.output)
+            for size in rounds(budget, first=_FIRST, convergence=self.convergence):
+                pairs = (size - 2) // 2
+                self._play(game, active, masks, draws, held, slice(done, pairs))
+                for d in np.unique(counts[active]):
+                    plan = plans[int(d)].first(2 * pairs)
+                    k = len(plan.masks) // 2
+                    for flag in (False, True):
+                        mine = [int(i) for i in active if counts[i] == d and noisy[i] == flag]
+                        if not mine:
+                            continue
+                        solved = solve(
+                            plan,
+                            np.array([held[i][:, :k].reshape(-1) for i in mine]).reshape(len(mine), 2 * k),
+                            found.empty[mine],
+                            found.full[mine],
+                            seats=np.array([seats[i] for i in mine]),
+                            noisy=flag,
+                        )
+                        for at, i in enumerate(mine):
+                            values[i], errors[i] = solved.values[at], solved.standard_error[at]
+                done = pairs
+                if self.convergence is not None:
+                    share = self.convergence
+                    active = np.array([i for i in active if not settled(values[i], errors[i], share)], dtype=np.int64)
+                    if not len(active):
+                        break
             else:
-                counts[known - first] += 1.0
-                twin_at = seen.get((~mask).tobytes())
-                if s <= paired and twin_at is not None:
-                    counts[twin_at - first] += 1.0
-        weights += list(size_weight[full_sizes:].sum() * np.array(counts) / np.sum(counts))
-    return Coalitions(np.array(masks), np.array(weights), np.array(pairs, dtype=np.int64), exact)
+                if any(len(held[i][0]) < counts[i] and not plans[int(counts[i])].exact for i in range(n)):
+                    caveats.append("fewer pairs of coalitions than input parts: values are coarse, raise the budget")
+            caveats += not_settled(len(active), n, self.convergence)
+            exact = all(plans[int(d)].exact for d in counts) and not any(noisy) and all(not e.any() for e in errors)
+            params = {"reference": reference.name, "output": self.output, "exact": exact}
+            return assembled(self.name, inputs, targets, run, evaluator, found, values, errors, params, caveats)
 
-
-def with_draws(design: Coalitions, background: int, most: int, rng: np.random.Generator) -> tuple[Coalitions, NDArray[np.int64]]:
-    """A row of the background for each coalition; the same one for both of a pair. Spare evaluations give each coalition several."""
-    order = rng.permutation(background)
-    if len(design.masks) == 0:
-        return design, np.zeros(0, dtype=np.int64)
-    repeats = max(1, min(background, most // len(design.masks)))
-    pairs = np.concatenate([design.pairs * repeats + r for r in range(repeats)])
-    draws = np.concatenate([order[(design.pairs * repeats + r) % background] for r in range(repeats)])
-    if repeats == background:
-        draws = np.concatenate([np.full(len(design.masks), r) for r in range(repeats)])
-    many = Coalitions(np.tile(design.masks, (repeats, 1)), np.tile(design.weights, repeats) / repeats, pairs, design.exact)
-    return many, draws.astype(np.int64)
-
-
-def solve(design: Coalitions, values: NDArray[np.float64], empty: float, full: float) -> NDArray[np.float64]:
-    """(d,) Shapley values: weighted least squares under the constraint that they add up to full - empty."""
-    d = design.masks.shape[1]
-    if d == 0:
-        return np.zeros(0)
-    if d == 1:
-        return np.array([full - empty])
-    x, y = _reduced(design, values, empty, full)
-    root = np.sqrt(design.weights)
-    free = np.linalg.lstsq(x * root[:, None], y * root, rcond=None)[0]
-    return np.append(free, (full - empty) - free.sum())
-
-
-def standard_errors(
-    design: Coalitions, values: NDArray[np.float64], empty: float, full: float, phi: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """(d,) standard errors of sampled values: sandwich estimate with pairs of coalitions as the units."""
-    d = design.masks.shape[1]
-    if d < 2:
-        return np.zeros(d)
-    x, y = _reduced(design, values, empty, full)
-    residual = y - x @ phi[:-1]
-    units, code = np.unique(design.pairs, return_inverse=True)
-    if len(units) <= d:
-        return np.full(d, np.nan)
-    score = np.zeros((len(units), d - 1))
-    np.add.at(score, code, (design.weights * residual)[:, None] * x)
-    bread = np.linalg.pinv((x * design.weights[:, None]).T @ x)
-    cov = bread @ (score.T @ score) @ bread * len(units) / (len(units) - d + 1)
-    last = cov.sum()  # the last player is what the constraint leaves
-    return np.asarray(np.sqrt(np.maximum(np.append(np.diag(cov), last), 0.0)))
-
-
-def _reduced(design: Coalitions, values: NDArray[np.float64], empty: float, full: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The regression with the last player taken out by the constraint."""
-    z = design.masks.astype(np.float64)
-    return z[:, :-1] - z[:, -1:], values - empty - z[:, -1] * (full - empty)
+    def _play(
+        self,
+        game: Game,
+        active: NDArray[np.int64],
+        masks: list[NDArray[np.bool_]],
+        draws: list[NDArray[np.int64]],
+        held: list[NDArray[np.float64]],
+        now: slice,
+    ) -> None:
+        """The values of pairs ``now`` of the active samples, into ``held`` (2, pairs): coalitions, and their complements."""
+        wanted = set(active.tolist())
+        keep, drawn, shapes = [], [], []
+        for i, mine in enumerate(masks):
+            d, half, repeats = mine.shape[1], len(mine) // 2, len(draws[i])
+            rows = np.arange(half)[now] if i in wanted else np.zeros(0, dtype=np.int64)
+            both = np.concatenate([rows, rows + half])
+            keep.append(np.broadcast_to(mine[both], (repeats, len(both), d)).reshape(-1, d))
+            drawn.append(draws[i][:, both].reshape(-1))
+            shapes.append((repeats, 2, len(rows)))
+        found = game.values(keep, drawn if game.reference.shared else None, self.output)
+        for i, value in enumerate(found):
+            if i in wanted:
+                held[i][:, now] = value.reshape(shapes[i]).mean(axis=0)
