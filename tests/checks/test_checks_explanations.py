@@ -72,6 +72,9 @@ class Maps:
     def once(self, name: str, make: Any) -> Any:
         return make()
 
+    def groups(self, domain: str) -> dict[str, Any]:
+        return {}
+
 
 def made(inputs: Inputs, targets: Any, values: Any, method: str) -> Attribution:
     elements, players = from_elements(torch.as_tensor(np.asarray(values)), inputs.players)

@@ -39,6 +39,7 @@ from tl_audit.records.exhibits import (
 from tl_audit.subject import Subject
 
 SHOWN = 3
+GROUPS_SHOWN = 4
 WORST_SHOWN = 2
 
 
@@ -56,11 +57,14 @@ class _Shown:
 def gallery(
     subject: Subject, evidence: Evidence, context: Context, maps: Maps, gains: Mapping[str, FloatArray]
 ) -> tuple[list[Exhibit], list[str]]:
-    """Maps of a few samples chosen by rule: the first by hash priority, and the worst errors, which count in no number."""
+    """Maps of a few samples chosen by rule: the first by hash priority, the first of each group, and the worst errors, which count in no number."""
     lead = maps.first
     same = {m: a for m, a in maps.found.items() if a.inputs.ids == lead.inputs.ids}
     first = np.argsort(priority(context.seed, lead.inputs.ids), kind="stable")[:SHOWN]
-    sections = [_picked(lead, same, first, rows_of(evidence, lead.inputs.ids), "first by hash")]
+    rows = rows_of(evidence, lead.inputs.ids)
+    sections = [_picked(lead, same, first, rows, "first by hash")]
+    for name, place in _of_groups(evidence, context, lead, rows, set(first.tolist())):
+        sections.append(_picked(lead, same, np.array([place]), rows, f"first of {name}"))
     notes: list[str] = []
     if evidence.samples != "off":
         worst = _worst_errors(evidence, exclude={lead.inputs.ids[k] for k in first})
@@ -85,11 +89,27 @@ def gallery(
             title=f"What the maps of {len(same)} method(s) mark, {len(grid_rows)} rows",
             how_to_read="Each map marks what moved this output; it is not the reason for the decision. The last row shows what a map looks like that knows nothing.",
             alt=f"Grid of target samples with attribution maps of the {what} model.",
-            caption=f"{SHOWN} samples by hash priority, then up to {WORST_SHOWN} most confident errors, chosen for that and counted in no number; predicted class explained; seed {context.seed}.",
+            caption=f"{SHOWN} samples by hash priority and the first of each group not among them, then up to {WORST_SHOWN} most confident errors, chosen for that and counted in no number; predicted class explained; seed {context.seed}.",
             rows=tuple(grid_rows),
             samples=samples_mode(evidence),
         )
     ], notes
+
+
+def _of_groups(evidence: Evidence, context: Context, lead: Attribution, rows: NDArray[np.int64], shown: set[int]) -> list[tuple[str, int]]:
+    """The first explained sample by hash of each group that is not shown yet, for at most ``GROUPS_SHOWN`` groups: (group, place)."""
+    order = np.argsort(priority(context.seed, lead.inputs.ids), kind="stable")
+    out: list[tuple[str, int]] = []
+    for column, values in sorted(evidence.groups("target").items()):
+        mine = values[rows]
+        for value in sorted(set(mine)):
+            if any(mine[k] == value for k in shown):
+                continue
+            place = next((int(k) for k in order if mine[k] == value), None)
+            if place is not None and len(out) < GROUPS_SHOWN:
+                out.append((f"{column} = {value}", place))
+                shown = shown | {place}
+    return out
 
 
 def _picked(lead: Attribution, found: dict[str, Attribution], places: NDArray[np.int64], rows: NDArray[np.int64], rule: str) -> _Shown:
