@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -14,7 +14,7 @@ from torch import nn
 from tl_audit.errors import ModelError
 from tl_audit.models.borrow import borrowed
 from tl_audit.models.model import Model
-from tl_audit.models.outputs import read_outputs
+from tl_audit.models.outputs import Reading, read_outputs
 
 FEWEST_LAYERS, MOST_LAYERS = 4, 40
 # A group that holds more of the parameters than this would hide where things happen (a transformer's "encoder.layers"): it is opened.
@@ -89,7 +89,10 @@ def find_head(model: Model, example: torch.Tensor) -> str:
         _submodule(model, model.head)
         return model.head
     trace = _trace(model, example)
-    reading = read_outputs(trace.raw, model.output)
+    return _head_in(model, trace, read_outputs(trace.raw, model.output))
+
+
+def _head_in(model: Model, trace: _Trace, reading: Reading) -> str:
     width = reading.width
     if model.classes is not None and len(model.classes) != reading.logits.shape[1]:
         raise ModelError(f"{model.name} has {reading.logits.shape[1]} outputs and {len(model.classes)} class names: they must be as many")
@@ -110,13 +113,39 @@ def find_head(model: Model, example: torch.Tensor) -> str:
 
 def head_of(model: Model, example: torch.Tensor) -> str:
     """Path of the head: ``Model.head``, or found once by ``find_head`` and remembered while that module stays in place."""
+    known = _known_head(model)
+    return known if known is not None else _remembered(model, find_head(model, example))
+
+
+@contextmanager
+def head_search(model: Model, net: nn.Module, rows: int) -> Iterator[Callable[[Reading], str]]:
+    """Watches one forward pass of a borrowed network; the function given then tells the head's path, as ``head_of`` does, from what was read.
+
+    For those who run the network anyway: it costs no pass of its own.
+
+    Parameters
+    ----------
+    rows : samples in that pass
+    """
+    known = _known_head(model)
+    if known is not None:
+        yield lambda reading: known
+        return
+    with _watched(model, net, rows) as finish:
+        yield lambda reading: _remembered(model, _head_in(model, finish(None), reading))
+
+
+def _known_head(model: Model) -> str | None:
     if model.head is not None:
         _submodule(model, model.head)
         return model.head
     known = _found_heads.get(model.module)
     if known is not None and known[0] in dict(model.module.named_modules()) and id(model.module.get_submodule(known[0])) == known[1]:
         return known[0]
-    path = find_head(model, example)
+    return None
+
+
+def _remembered(model: Model, path: str) -> str:
     _found_heads[model.module] = (path, id(model.module.get_submodule(path)))
     return path
 
@@ -232,7 +261,14 @@ class _Trace:
 
 def _trace(model: Model, example: torch.Tensor, *, only: str | None = None) -> _Trace:
     """Run one batch and note which modules with parameters ran, in which order, with what widths."""
-    rows = len(example)
+    with borrowed(model) as net, torch.no_grad(), _watched(model, net, len(example), only) as finish:
+        trace = finish(net(_fit(example, net)))
+    return trace
+
+
+@contextmanager
+def _watched(model: Model, net: nn.Module, rows: int, only: str | None = None) -> Iterator[Callable[[Any], _Trace]]:
+    """Hooks on a borrowed network; after its pass the function given makes the trace from the raw output."""
     if rows == 0:
         raise ModelError(f"{model.name}: an empty batch shows nothing, at least one sample is needed")
     order: dict[str, None] = {}
@@ -256,16 +292,18 @@ def _trace(model: Model, example: torch.Tensor, *, only: str | None = None) -> _
 
         return before, after
 
-    with borrowed(model) as net, torch.no_grad(), ExitStack() as hooks:
+    def finish(raw: Any) -> _Trace:
+        ran = [path for path in order if path in calls]
+        inner = [calls[path] for path in ran if not any(other != path and _inside(other, path) for other in ran)]
+        return _Trace(tuple(inner), frozenset(ran), raw)
+
+    with ExitStack() as hooks:
         for path, module in net.named_modules():
             if (only is None or path == only) and next(module.parameters(), None) is not None:
                 before, after = watch(path)
                 hooks.callback(module.register_forward_pre_hook(before).remove)
                 hooks.callback(module.register_forward_hook(after, with_kwargs=True).remove)
-        raw = net(_fit(example, net))
-    ran = [path for path in order if path in calls]
-    inner = [calls[path] for path in ran if not any(other != path and _inside(other, path) for other in ran)]
-    return _Trace(tuple(inner), frozenset(ran), raw)
+        yield finish
 
 
 def _is_output(call: _Call, logits: torch.Tensor, width: int) -> bool:
