@@ -10,13 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from tl_audit.errors import DataError, NotEvaluated
+from tl_audit.config import build_subject, load_audit
+from tl_audit.errors import ConfigError, DataError, NotEvaluated
 from tl_audit.evidence import collect
 from tl_audit.evidence.keys import input_key
 from tl_audit.modality import IMAGE, open_data
 from tl_audit.modality.base import Cue
 from tl_audit.modality.regions import cue_places, drawn
-from tl_audit.models import Model
+from tl_audit.models import Model, build, save_weights
 from tl_audit.records.preprocessing import Preprocessing
 from tl_audit.subject import Domain, Subject
 
@@ -364,3 +365,28 @@ def test_a_corner_patch_lies_in_its_corner_and_a_colour_cast_nowhere(tmp_path: P
     assert (rows[0], rows[-1]) == (36, 47)  # 6 of 24 rows
     assert (columns[0], columns[-1]) == (40, 47)  # 6 of 36 columns
     assert cue_places(IMAGE, raw, Cue("h", "hue", {}), spec, placebo=False, key=(0,)) is None
+
+
+# ---------------------------------------------------------------- audit.toml
+
+
+def test_audit_toml_names_masks_annotations_or_columns(tmp_path: Path) -> None:
+    folder(tmp_path / "data" / "cat")
+    folder(tmp_path / "data" / "dog")
+    save_weights(build("tl_audit:small_cnn", num_classes=2, input_size=16).module, tmp_path / "w.safetensors")
+    (tmp_path / "m" / "cat").mkdir(parents=True)
+    Image.fromarray(painted([BOX])).save(tmp_path / "m" / "cat" / "p0.png")
+    coco = {"images": [{"id": 1, "file_name": "dog/p2.png"}], "annotations": [{"image_id": 1, "bbox": [6, 4, 14, 10]}]}
+    table(tmp_path / "c.json", json.dumps(coco))
+    table(tmp_path / "m.csv", "file,boxes\n" + "".join(f"{c}/p{i}.png,6 4 20 14\n" for c in ("cat", "dog") for i in range(3)))
+    model = '[adapted]\nweights = "w.safetensors"\narch = "tl_audit:small_cnn"\nclasses = ["cat", "dog"]\ninput_size = 16\n'
+
+    def subject(line: str) -> Subject:
+        return build_subject(load_audit(table(tmp_path / "audit.toml", f'{model}[target]\npath = "data"\n{line}\n')))
+
+    given = {line: subject(line).target.regions for line in ('masks = "m"', 'annotations = "c.json"', 'metadata = "m.csv"', "")}
+    assert [None if r is None else r.given.nonzero()[0].tolist() for r in given.values()] == [[0], [5], [0, 1, 2, 3, 4, 5], None]
+    with pytest.raises(ConfigError, match=r"\[target\] masks: there is no"):
+        subject('masks = "nowhere"')
+    with pytest.raises(DataError, match=r"\[target\] .*given twice: masks and annotations"):
+        subject('masks = "m"\nannotations = "c.json"')

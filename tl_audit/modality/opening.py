@@ -26,7 +26,7 @@ from tl_audit.modality.base import Caps, Modality, Regions, Samples
 from tl_audit.modality.cells import TABLE_SUFFIXES, Frame, frame_of, read_table
 from tl_audit.modality.image import IMAGE, SUFFIXES, ImageArrays, ImageFiles, list_images
 from tl_audit.modality.options import caps_of, require_known, suggest
-from tl_audit.modality.regions import BOXES, gathered, regions_of
+from tl_audit.modality.region_files import BOXES, gathered, regions_of
 from tl_audit.modality.tabular import TABULAR, Roles, table_samples
 from tl_audit.modality.tensors import TENSOR, Tensors, TensorSamples
 
@@ -109,7 +109,7 @@ def open_data(
     cluster : (N,) ids, or the name of a column
     options : metadata (a CSV or Parquet file, or a DataFrame, joined on file name or id), label (column), id (column to join on, or row id), label_map,
         positive, caps {pixels, rows, bytes, bad_fraction}; of tables numeric, categorical, drop, na_values; of tensors names;
-        of pictures regions, masks (a folder), annotations (COCO or Pascal VOC), and columns of boxes in the metadata (see ``modality.regions``)
+        of pictures regions, masks (a folder), annotations (COCO or Pascal VOC), and columns of boxes in the metadata (see ``modality.region_files``)
 
     Raises
     ------

@@ -433,11 +433,13 @@ def _predicted(model: Model, inputs: Inputs) -> NDArray[np.int64]:
 
 
 def _cue_exhibits(evidence: Evidence, context: Context, cues: Sequence[_Marked]) -> list[Exhibit]:
-    dots, grid = [], []
+    dots, grid, said = [], [], []
     redacted = evidence.samples == "redacted"
     for cue in cues:
         for method, (own, _) in cue.estimates(context.seed).items():
             other = mean_over(cue.placebo.excess(method), cue.cluster, bounds=(-1.0, 1.0))
+            if own.value is not None:
+                said.append((own.value, f"{signed(own.value)} on {cue.name} with {method}"))
             for series, e in (("cue", own), ("placebo", other)):
                 interval = None if e.value is None else e.interval(context.rules.confidence)
                 dots.append(
@@ -463,7 +465,9 @@ def _cue_exhibits(evidence: Evidence, context: Context, cues: Sequence[_Marked])
     out: list[Exhibit] = [
         Intervals(
             id="cue-mass",
-            title="Do the maps point to the cue? Mass on it beyond its share of the area",
+            title=f"Mass on a cue beyond its share of the area: at most {max(said)[1]}"
+            if said
+            else "No map of a prediction with a cue has a signal",
             how_to_read="0: as much mass as a uniform map would have there. Hollow: the same for a random patch of the same size; only what goes beyond it is the cue.",
             alt="Mass of attribution maps on declared cues and on placebos, per cue and method.",
             caption=f"Up to {CUE_SAMPLES} target samples per cue; the prediction made with the cue is explained at half the budget; seed {context.seed}.",
