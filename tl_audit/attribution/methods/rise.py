@@ -192,49 +192,52 @@ class _Smooth:
         self.cell = tuple(ceil(s / cells) for s in sides)
         nodes = tuple((s - 1 + c - 1) // c + 2 for s, c in zip(sides, self.cell, strict=True))
         self.down, self.across = (_enlarging(s, c, k).to(evaluator.device) for s, c, k in zip(sides, self.cell, nodes, strict=True))
-        self.grids: list[NDArray[np.float32]] = []
-        self.shifts: list[NDArray[np.int64]] = []
-        self.draws: list[NDArray[np.int64]] = []
-        for sample in inputs.ids:
+        n = len(inputs)
+        grids = np.empty((n, pairs, *nodes), dtype=np.float32)
+        shifts = np.empty((n, pairs, 2), dtype=np.int64)
+        self.draws = np.zeros((n, pairs), dtype=np.int64)
+        for i, sample in enumerate(inputs.ids):
             rng = generator(seed, RISE.name, sample)
-            self.grids.append(rng.integers(0, 2, size=(pairs, *nodes)).astype(np.float32))
-            self.shifts.append(np.stack([rng.integers(0, c, size=pairs) for c in self.cell], axis=1))
+            grids[i] = rng.integers(0, 2, size=(pairs, *nodes))
+            shifts[i] = np.stack([rng.integers(0, c, size=pairs) for c in self.cell], axis=1)
             if reference.shared:
-                self.draws.append(rng.integers(0, len(reference), size=pairs))
+                self.draws[i] = rng.integers(0, len(reference), size=pairs)
+        self.grids, self.shifts = torch.from_numpy(grids).to(evaluator.device), torch.from_numpy(shifts).to(evaluator.device)
 
     def masks(self, samples: NDArray[np.int64], pairs: NDArray[np.int64]) -> torch.Tensor:
         """(R, H, W) in 0..1: the first mask of each pair."""
-        device = self.evaluator.device
-        grids = torch.from_numpy(np.stack([self.grids[i][p] for i, p in zip(samples, pairs, strict=True)])).to(device)
-        shifts = torch.from_numpy(np.stack([self.shifts[i][p] for i, p in zip(samples, pairs, strict=True)])).to(device)
-        return self.down[shifts[:, 0]] @ grids @ self.across[shifts[:, 1]].transpose(1, 2)
+        sample, pair = (torch.as_tensor(v, device=self.evaluator.device) for v in (samples, pairs))
+        shifts = self.shifts[sample, pair]
+        return self.down[shifts[:, 0]] @ self.grids[sample, pair] @ self.across[shifts[:, 1]].transpose(1, 2)
 
     def differences(self, samples: NDArray[np.int64], start: int, stop: int) -> FloatArray:
         """(samples, stop - start) output under each mask less the output under its negative."""
         count = stop - start
         if self.reference.kind == "made":
             return np.array([self._made(int(i), start, stop) for i in samples]).reshape(len(samples), count)
-        sample = np.repeat(samples, 2 * count)
-        pair = np.tile(np.repeat(np.arange(start, stop), 2), len(samples))
-        negative = np.tile([False, True], len(samples) * count)
+        sample, pair = np.repeat(samples, count), np.tile(np.arange(start, stop), len(samples))
 
         def one(rows: slice) -> FloatArray:
-            shown = self._masks_of(sample[rows], pair[rows], negative[rows])
-            x = self.inputs.tensor[torch.as_tensor(sample[rows], device=shown.device)].detach()
-            return self._scored(self._blended(x, shown, self._fill(x, sample[rows], pair[rows])), sample[rows])
+            # rows 2k and 2k + 1 are pair k; a batch may begin or end inside one
+            whole = slice(rows.start // 2, -(-rows.stop // 2))
+            mine = np.arange(rows.start, rows.stop) // 2
+            shown = self._both(self.masks(sample[whole], pair[whole]))[rows.start - 2 * whole.start :][: len(mine)]
+            x = self.inputs.tensor[torch.as_tensor(sample[mine], device=shown.device)].detach()
+            return self._scored(self._blended(x, shown, self._fill(x, sample[mine], pair[mine])), sample[mine])
 
-        found = np.concatenate(self.evaluator.each_batch(len(sample), one)) if len(sample) else np.zeros(0)
+        found = np.concatenate(self.evaluator.each_batch(2 * len(sample), one)) if len(sample) else np.zeros(0)
         by_pair = found.reshape(len(samples), count, 2)
         return np.asarray(by_pair[:, :, 0] - by_pair[:, :, 1])
 
-    def _masks_of(self, samples: NDArray[np.int64], pairs: NDArray[np.int64], negative: NDArray[np.bool_]) -> torch.Tensor:
-        shown = self.masks(samples, pairs)
-        return torch.where(torch.as_tensor(negative, device=shown.device)[:, None, None], 1 - shown, shown)
+    @staticmethod
+    def _both(masks: torch.Tensor) -> torch.Tensor:
+        """(2R, H, W) each mask and then its negative."""
+        return torch.stack([masks, 1 - masks], dim=1).flatten(0, 1)
 
     def _fill(self, x: torch.Tensor, samples: NDArray[np.int64], pairs: NDArray[np.int64]) -> torch.Tensor:
         if self.reference.rows is None:
             raise ConfigError(f"{self.reference.name} holds no rows")
-        at = np.array([self.draws[i][p] for i, p in zip(samples, pairs, strict=True)]) if self.reference.shared else samples
+        at = self.draws[samples, pairs] if self.reference.shared else samples
         return self.reference.rows[torch.as_tensor(at, device=self.reference.rows.device)].to(x)
 
     @staticmethod
@@ -253,16 +256,16 @@ class _Smooth:
         if method is None:
             raise ConfigError(f"{self.reference.name} names no way to fill in removed parts")
         for first in range(start, stop, _MADE_AT_ONCE // 2):
-            pairs = np.repeat(np.arange(first, min(first + _MADE_AT_ONCE // 2, stop)), 2)
-            samples = np.full(len(pairs), i)
-            shown = self._masks_of(samples, pairs, np.tile([False, True], len(pairs) // 2))
+            pairs = np.arange(first, min(first + _MADE_AT_ONCE // 2, stop))
+            shown = self._both(self.masks(np.full(len(pairs), i), pairs))
+            samples = np.full(len(shown), i)
             x = self.inputs.tensor[torch.as_tensor(samples, device=shown.device)].detach()
-            two = Players((shown < 0.5).long(), np.full(len(pairs), 2, dtype=np.int64), None, self.inputs.players.shape)
+            two = Players((shown < 0.5).long(), np.full(len(shown), 2, dtype=np.int64), None, self.inputs.players.shape)
             fill = self.inputs.modality.mask(
                 x,
                 two,
-                np.tile([True, False], (len(pairs), 1)),
-                index=np.arange(len(pairs)),
+                np.tile([True, False], (len(shown), 1)),
+                index=np.arange(len(shown)),
                 spec=self.inputs.spec,
                 method=method,
                 background=self.inputs.background,
