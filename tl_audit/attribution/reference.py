@@ -100,15 +100,34 @@ def drawn_background(reference: Reference, *, most: int, seed: int, method: str)
     return replace(reference, rows=reference.rows[torch.as_tensor(chosen)]), f"{most} rows of the background were drawn to stand for all"
 
 
-def compose(inputs: Inputs, rows: NDArray[np.int64], keep: NDArray[np.bool_], fill: torch.Tensor) -> torch.Tensor:
-    """Inputs ``rows`` with the players that are not kept taken from ``fill`` (same shape)."""
-    at = torch.as_tensor(rows, device=inputs.tensor.device)
-    x = inputs.tensor[at].detach()
-    assignment = inputs.players.assignment[at.to(inputs.players.assignment.device)].to(x.device)
-    kept = torch.as_tensor(keep, device=x.device).gather(1, assignment.reshape(len(rows), -1)).reshape(assignment.shape)
-    while kept.ndim < x.ndim:  # channels share the assignment
+_SHORTEST_RUN = 4  # evaluations of one sample in a row from which on they are filled in together
+
+
+def compose(inputs: Inputs, rows: NDArray[np.int64], keep: NDArray[np.bool_], fills: torch.Tensor, at: NDArray[np.int64]) -> torch.Tensor:
+    """Inputs ``rows`` with the players that are not kept taken from ``fills[at]``, row by row."""
+    x, parts = inputs.tensor.detach(), inputs.players.assignment.to(inputs.tensor.device)
+    fills, flags = fills.to(x), torch.as_tensor(keep, device=x.device)
+    starts = np.flatnonzero(np.diff(rows, prepend=-1) != 0)
+    if len(starts) * _SHORTEST_RUN >= len(rows):
+        which = torch.as_tensor(rows, device=x.device)
+        mine = parts[which]
+        kept = _over_channels(flags.gather(1, mine.reshape(len(rows), -1)).reshape(mine.shape), x.ndim)
+        return torch.where(kept, x[which], fills[torch.as_tensor(at, device=x.device)])
+    # evaluations of one sample share its numbers and its parts: neither is copied for each
+    out = torch.empty((len(rows), *x.shape[1:]), dtype=x.dtype, device=x.device)
+    for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(rows)], strict=True):
+        i = int(rows[start])
+        drawn = at[start:stop]
+        fill = fills[int(drawn[0])] if (drawn == drawn[0]).all() else fills[torch.as_tensor(drawn, device=x.device)]
+        kept = flags[start:stop].index_select(1, parts[i].reshape(-1)).reshape(stop - start, *parts[i].shape)
+        torch.where(_over_channels(kept, x.ndim), x[i], fill, out=out[start:stop])
+    return out
+
+
+def _over_channels(kept: torch.Tensor, ndim: int) -> torch.Tensor:
+    while kept.ndim < ndim:  # channels share the assignment
         kept = kept.unsqueeze(1)
-    return torch.where(kept, x, fill.to(x))
+    return kept
 
 
 def composed(
@@ -138,4 +157,4 @@ def composed(
     if reference.shared and draws is None:
         raise ConfigError(f"{reference.name}: no row was drawn for these evaluations")
     at = rows if draws is None or not reference.shared else draws
-    return compose(inputs, rows, keep, reference.rows[torch.as_tensor(at, device=reference.rows.device)])
+    return compose(inputs, rows, keep, reference.rows, at)
