@@ -97,15 +97,18 @@ class Run:
     budget : most model evaluations per sample; None: the method's own choice (``DEFAULT_BUDGET`` unless it says otherwise)
     batch_size : rows per forward pass; halved where memory runs out
     memo : evaluations of masked inputs that several methods share; None: nothing is shared
+    share : of that budget which may be spent, for runs that need not be as exact; 8 evaluations at least
     """
 
     seed: int = 0
     budget: int | None = None
     batch_size: int = 64
     memo: Memo | None = None
+    share: float = 1.0
 
     def most(self, default: int = DEFAULT_BUDGET) -> int:
-        return default if self.budget is None else self.budget
+        whole = default if self.budget is None else self.budget
+        return whole if self.share >= 1 else max(min(8, whole), int(whole * self.share))
 
 
 @dataclass(frozen=True, repr=False)
@@ -123,6 +126,7 @@ class Attribution:
     standard_error : per sample (count[i],) standard error per player of stochastic methods, else None
     blank : (N,) bool: zero, constant or non-finite maps
     inputs : what was explained
+    explainer : the method with its settings, as it was run; None where maps were read from a file
     """
 
     values: NDArray[np.float64]
@@ -141,6 +145,7 @@ class Attribution:
     standard_error: tuple[NDArray[np.float64], ...] | None = None
     blank: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
     quality: Stamp | None = None
+    explainer: Explainer | None = None
     params: Mapping[str, Any] = field(default_factory=dict)  # Any: plain JSON values
     caveats: tuple[str, ...] = ()
 

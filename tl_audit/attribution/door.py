@@ -23,7 +23,7 @@ from tl_audit.records.preprocessing import InputSpec, Preprocessing, TableEncodi
 
 # Numbers in one input batch. On processors a batch whose activations leave the cache takes up to five times as long per row
 # (MobileNetV2 at 224 px: 17 ms in batches of 8, 85 ms in batches of 32); on accelerators the larger batch is the faster one.
-_BATCH_FLOATS = {"cpu": 400_000}
+_BATCH_FLOATS = {"cpu": 200_000}
 _BATCH_FLOATS_ELSEWHERE = 5_000_000
 
 Wanted = str | int | Sequence[str] | Sequence[int] | NDArray[Any] | None
@@ -130,6 +130,7 @@ def explain_inputs(
     budget: int | None = None,
     batch_size: int | None = None,
     memo: Memo | None = None,
+    share: float = 1.0,
     of: Quantity | None = None,
     **settings: Any,  # Any: settings of the method; None leaves one as it is
 ) -> Attribution:
@@ -137,7 +138,7 @@ def explain_inputs(
     chosen = explainer(method, output=of, **settings)
     asked = targets if isinstance(targets, Targets) else Targets(np.asarray(targets, dtype=np.int64))
     size = batch_size if batch_size is not None else batch_size_for(inputs.tensor, model)
-    return run_explainer(model, inputs, chosen, asked, Run(seed, _checked(budget), size, memo))
+    return run_explainer(model, inputs, chosen, asked, Run(seed, _checked(budget), size, memo, share))
 
 
 def run_explainer(model: Model, inputs: Inputs, chosen: Explainer, targets: Targets, run: Run) -> Attribution:
@@ -149,7 +150,8 @@ def run_explainer(model: Model, inputs: Inputs, chosen: Explainer, targets: Targ
             f"{chosen.name} needs a spatial layer, and these inputs are {inputs.players.shape}: use integrated_gradients, kernel_shap or lime"
         )
     result = chosen(model, inputs, targets, run)
-    return dataclasses.replace(result, target_names=_names(model, targets))
+    asked = {} if run.budget is None else {"budget": run.budget}  # where several methods share evaluations, one may have spent fewer
+    return dataclasses.replace(result, target_names=_names(model, targets), explainer=chosen, params={**result.params, **asked})
 
 
 def ready(
@@ -209,7 +211,7 @@ def explainer(method: str, **settings: Any) -> Explainer:
 
 
 def batch_size_for(tensor: torch.Tensor, model: Model | None = None) -> int:
-    """Rows per batch, 8 to 512: inputs of 1.6 MB at once on a processor, of 20 MB on an accelerator. None: a model on the processor."""
+    """Rows per batch, 8 to 512: inputs of 0.8 MB at once on a processor, of 20 MB on an accelerator. None: a model on the processor."""
     first = None if model is None else next(iter(model.module.parameters()), None)
     most = _BATCH_FLOATS.get("cpu" if first is None else first.device.type, _BATCH_FLOATS_ELSEWHERE)
     return int(min(512, max(8, most // max(1, tensor[:1].numel()))))

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from tl_audit.checks.base import Check
+from tl_audit.checks.explanations.completeness import completeness
 from tl_audit.checks.explanations.drift import attribution_drift, explanation_shift
 from tl_audit.checks.explanations.faithfulness import faithfulness
 from tl_audit.checks.explanations.gate import explanation_gate
 from tl_audit.checks.explanations.groups import quality_by_group
 from tl_audit.checks.explanations.localisation import localisation
 from tl_audit.checks.explanations.randomisation import parameter_randomisation
+from tl_audit.checks.explanations.stability import seed_stability
 
 EXPLANATIONS: tuple[Check, ...] = (
+    completeness,
     faithfulness,
     parameter_randomisation,
+    seed_stability,
     localisation,
     attribution_drift,
     explanation_shift,

@@ -4,21 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from tl_audit.attribution import batch_size_for
-from tl_audit.attribution.quality import (
-    ROAD_SHARES,
-    STEPS,
-    Curves,
-    Ranking,
-    pooled_to_players,
-    random_maps,
-    relevance_orders,
-    removal_curves,
-)
+from tl_audit.attribution.quality import RANDOM_MAPS, Curves, MapCurves, curves_of_maps
 from tl_audit.checks.base import Context, check, metric
 from tl_audit.checks.explanations.gallery import gallery
 from tl_audit.checks.explanations.shared import (
-    RANDOM_MAPS,
     BoolArray,
     FloatArray,
     Maps,
@@ -28,11 +17,9 @@ from tl_audit.checks.explanations.shared import (
     maps_of,
     mean_over,
     unavailable,
-    with_background,
 )
 from tl_audit.checks.wording import signed
 from tl_audit.evidence.base import Evidence
-from tl_audit.models.model import Model
 from tl_audit.records.exhibits import (
     Cell,
     Column,
@@ -150,45 +137,14 @@ def faithfulness(subject: Subject, evidence: Evidence, context: Context) -> Meas
     )
 
 
-def curves_of(
-    subject: Subject, evidence: Evidence, context: Context, maps: Maps
-) -> dict[str, tuple[Curves, list[Curves], Curves | None]]:
+def curves_of(subject: Subject, evidence: Evidence, context: Context, maps: Maps) -> dict[str, MapCurves]:
     """Per method: the removal curves of its maps, of random maps and of the edge map. Made once in an audit (TLA710 reads them too)."""
-    return evidence.once("removal curves", lambda: _all_curves(subject.adapted, maps, context))
-
-
-def _all_curves(model: Model, maps: Maps, context: Context) -> dict[str, tuple[Curves, list[Curves], Curves | None]]:
-    """Per method: its curves, those of the random maps, those of the edge map. Methods that explain the same inputs share one pass."""
-    out: dict[str, tuple[Curves, list[Curves], Curves | None]] = {}
-    groups: dict[tuple[object, ...], list[str]] = {}
-    for method, a in maps.found.items():
-        groups.setdefault((a.inputs.ids, tuple(a.targets.tolist())), []).append(method)
-    for methods in groups.values():
-        lead = maps.found[methods[0]]
-        inputs = with_background(lead.inputs)
-        players, ids = inputs.players, inputs.ids
-        rankings: dict[str, Ranking] = {}
-        for method in methods:
-            a = maps.found[method]
-            key = (context.seed, "TLA702", method)
-            rankings[f"map {method}"] = Ranking(relevance_orders(a.player_values, players, key=(*key, "ties"), ids=ids), STEPS)
-            for draw, random in enumerate(random_maps(a.values, players, draws=RANDOM_MAPS, key=(*key, "random"), ids=ids)):
-                values = pooled_to_players(random, players)
-                rankings[f"random {draw} {method}"] = Ranking(
-                    relevance_orders(values, players, key=(*key, "random ties", draw), ids=ids), ROAD_SHARES
-                )
-        edges = inputs.modality.edges(inputs.tensor)
-        if edges is not None:
-            values = pooled_to_players(list(edges), players)
-            rankings["edges"] = Ranking(relevance_orders(values, players, key=(context.seed, "TLA702", "edges"), ids=ids), ROAD_SHARES)
-        found = removal_curves(
-            model, inputs, lead.explained, rankings, seed=context.seed, batch_size=batch_size_for(inputs.tensor, model),
-            progress=lambda done, total: context.progress("faithfulness", done, total),
-        )  # fmt: skip
-        for method in methods:
-            randoms = [found[f"random {draw} {method}"] for draw in range(RANDOM_MAPS)]
-            out[method] = (found[f"map {method}"], randoms, found.get("edges"))
-    return out
+    return evidence.once(
+        "removal curves",
+        lambda: curves_of_maps(
+            subject.adapted, maps.found, seed=context.seed, progress=lambda done, total: context.progress("faithfulness", done, total)
+        ),
+    )
 
 
 def _removal_lines(method: str, own: Curves, randoms: list[Curves], ok: BoolArray, seed: int) -> Lines:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tl_audit.attribution.stamps import GATE_CODES as GATE_CODES
+from tl_audit.attribution.stamps import gate_of as gate_of
 from tl_audit.checks.base import Context, check, exact
 from tl_audit.errors import NotEvaluated
 from tl_audit.evidence.base import Evidence
 from tl_audit.records.exhibits import (
     Column,
-    StampState,
     Table,
 )
-from tl_audit.records.findings import Finding, LimitOutcome
+from tl_audit.records.findings import Finding
 from tl_audit.records.metrics import Measurement, Metric
 from tl_audit.subject import Subject
-
-GATE_CODES = ("TLA701", "TLA702", "TLA703")
 
 
 @check("TLA711", "Explanation gate", section="explanations", severity="critical", needs=("adapted", "target"), phase=2)
@@ -94,52 +93,6 @@ def usable_methods(findings: Sequence[Finding], methods: Sequence[str]) -> tuple
         why = "; ".join(f"{m} is {text}" for m, text in left_out.items())
         raise NotEvaluated(f"No attribution method passed its own quality checks{f': {why}' if why else ': none was chosen'}.")
     return kept, left_out
-
-
-def gate_of(method: str, findings: Sequence[Finding]) -> tuple[StampState, str]:
-    """The stamp of one method: broken beats open, open beats passed."""
-    broken: list[str] = []
-    open_: list[str] = []
-    passed: list[str] = []
-    for finding in findings:
-        code = finding.code
-        if finding.measurement is None:
-            open_.append(f"{code} {finding.status.replace('_', ' ')}")
-            continue
-        mine = [m for m in finding.measurement.metrics if m.slice.get("method") == method]
-        if not mine:
-            continue  # the check does not apply to this kind of method
-        limits = [x for x in finding.limits if x.slice.get("method") == method]
-        if not limits:
-            open_.append(f"{code} has no limit in the policy")
-            continue
-        failed = sorted({x.metric for x in limits if x.level == "fail" and x.outcome == "broken"})
-        if failed:
-            broken.append(f"{code} ({', '.join(failed)})")
-        elif any(_undecided(x, mine) for x in limits):
-            open_.append(f"{code} inconclusive")
-        else:
-            passed.append(code)
-    if broken:
-        return "unreliable", f"not reliable: fails {', '.join(broken)}"
-    if open_ or not passed:
-        return "not_checked", f"reliability not shown: {', '.join(open_) or 'no check applies'}"
-    return "passed", f"quality checks passed ({', '.join(passed)})"
-
-
-def _undecided(limit: LimitOutcome, metrics: Sequence[Metric]) -> bool:
-    """Whether a limit leaves the method open: an undecided fail limit, or an undecided warn limit with the estimate beyond it (CHECKS.md 1.2)."""
-    if limit.outcome == "not_judged":
-        return True
-    if limit.outcome != "undecided":
-        return False
-    if limit.level == "fail":
-        return True
-    value = next((m.value for m in metrics if m.name == limit.metric), None)
-    if value is None:
-        return True
-    beyond = {"max": value > limit.value, "min": value < limit.value, "abs": abs(value) > limit.value}
-    return beyond[limit.bound]
 
 
 def _n_maps(method: str, findings: Sequence[Finding]) -> int:

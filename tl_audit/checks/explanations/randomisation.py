@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from tl_audit.attribution import Attribution, explainer
-from tl_audit.attribution.quality import (
-    coarse,
-    random_maps,
-)
-from tl_audit.attribution.randomise import randomised_copy
+from tl_audit.attribution.quality import DRAWS, randomised
 from tl_audit.checks.base import Context, check, exact, metric
 from tl_audit.checks.explanations.shared import (
-    RANDOM_MAPS,
-    FloatArray,
     Maps,
-    again_with,
     blank_caveats,
     blank_metrics,
     cluster_of,
     estimate_bar,
     map_picture,
     maps_of,
-    mean_of_known,
     mean_over,
     rows_of,
     samples_mode,
@@ -33,9 +25,7 @@ from tl_audit.checks.explanations.shared import (
     unavailable,
 )
 from tl_audit.evidence.base import Evidence
-from tl_audit.measures.attribution import rank_correlation
 from tl_audit.measures.sampling import priority
-from tl_audit.models.model import Model
 from tl_audit.records.exhibits import (
     Bar,
     Bars,
@@ -45,8 +35,6 @@ from tl_audit.records.exhibits import (
 )
 from tl_audit.records.metrics import Measurement, Metric
 from tl_audit.subject import Subject
-
-DRAWS = 3
 
 
 @check(
@@ -71,16 +59,17 @@ def parameter_randomisation(subject: Subject, evidence: Evidence, context: Conte
     """
     maps = maps_of(evidence)
     seed, rules = context.seed, context.rules
-    copies = [randomised_copy(subject.adapted, seed=seed, draw=draw) for draw in range(DRAWS)]
+    found = randomised(
+        subject.adapted, maps.found, seed=seed, progress=lambda done, total: context.progress("parameter randomisation", done, total)
+    )
     metrics: list[Metric] = []
     bars: list[Bar] = []
     said: list[str] = []
     caveats: list[str] = blank_caveats(maps)
     redrawn: dict[str, Attribution] = {}
-    for done, (method, a) in enumerate(maps.found.items()):
-        context.progress("parameter randomisation", done, len(maps.found))
-        measured = _randomisation(subject.adapted, copies, a, context)
-        redrawn[method] = measured.redrawn
+    for method, a in maps.found.items():
+        measured = found[method]
+        redrawn[method] = measured.first
         cluster = cluster_of(evidence, a.inputs.ids)
         where = {"method": method}
         nothing = "every map is blank, or too small to rank"
@@ -138,45 +127,6 @@ def parameter_randomisation(subject: Subject, evidence: Evidence, context: Conte
         caveats=(*caveats, *(f"{m} was not computed: {why}" for m, why in maps.missing.items())),
         params={"draws": DRAWS, "seed": seed, "samples": len(maps.first), "budget": "half", "compared_on": "14 x 14, or columns"},
     )
-
-
-@dataclass(frozen=True)
-class _Randomisation:
-    """Per sample: similarity to permuted models, ceiling of other seeds, edges; NaN where a map is blank. ``chance``: of random maps."""
-
-    similarity: FloatArray
-    ceiling: FloatArray
-    edges: FloatArray | None
-    chance: float | None
-    blank: int
-    redrawn: Attribution
-
-
-def _randomisation(model: Model, copies: Sequence[Model], a: Attribution, context: Context) -> _Randomisation:
-    players, ids = a.inputs.players, a.inputs.ids
-    own = np.where(a.blank[:, None], np.nan, coarse(a.values, players))
-    rows, blank = [], 0
-    redrawn = a
-    for draw, other in enumerate(copies):
-        again = again_with(other, a, a.inputs, a.targets, seed=a.seed + 1 + draw, half=True)
-        redrawn = again if draw == 0 else redrawn
-        blank += int((again.blank & ~a.blank).sum())
-        rows.append(rank_correlation(own, np.where(again.blank[:, None], np.nan, coarse(again.values, players))))
-    similarity = mean_of_known(np.array(rows))
-    if explainer(a.method).stochastic:
-        other_seed = again_with(model, a, a.inputs, a.targets, seed=a.seed + 1 + len(copies), half=True)
-        ceiling = rank_correlation(own, np.where(other_seed.blank[:, None], np.nan, coarse(other_seed.values, players)))
-    else:
-        ceiling = np.where(a.blank, np.nan, 1.0)
-    edge_maps = a.inputs.modality.edges(a.inputs.tensor)
-    edges = None if edge_maps is None else rank_correlation(own, coarse(edge_maps, players))
-    chances = []
-    for random in random_maps(a.values, players, draws=RANDOM_MAPS, key=(context.seed, "TLA703", a.method), ids=ids):
-        shown = np.stack(random)
-        shown = shown if a.signed else np.maximum(shown, 0.0)
-        chances.append(rank_correlation(own, coarse(shown, players)))
-    known = np.array(chances)[np.isfinite(np.array(chances))]
-    return _Randomisation(similarity, ceiling, edges, float(known.mean()) if known.size else None, blank, redrawn)
 
 
 def _randomisation_grid(evidence: Evidence, context: Context, maps: Maps, redrawn: Mapping[str, Attribution]) -> ImageGrid | None:

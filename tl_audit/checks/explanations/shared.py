@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
-from tl_audit.attribution import Attribution, Inputs, Targets, explain_inputs
+from tl_audit.attribution import Attribution, Inputs, Targets
+from tl_audit.attribution.quality import again
+from tl_audit.attribution.quality import mean_of_known as mean_of_known  # what checks average with
 from tl_audit.checks.base import exact
 from tl_audit.errors import ModelError, NotEvaluated
 from tl_audit.evidence.base import Evidence
@@ -23,8 +26,6 @@ from tl_audit.records.exhibits import (
 )
 from tl_audit.records.metrics import Metric
 from tl_audit.subject import Subject
-
-RANDOM_MAPS = 5
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -73,7 +74,7 @@ def mean_over(
     values: FloatArray,
     cluster: NDArray[np.object_] | None,
     *,
-    bounds: tuple[float, float],
+    bounds: tuple[float, float] | None,
     null: float | None = None,
     seed: int = 0,
     nothing: str = "every map is blank",
@@ -100,27 +101,54 @@ def blank_caveats(maps: Maps) -> list[str]:
     return [f"{m}: {int(a.blank.sum())} of {len(a)} maps show no signal and are left out" for m, a in maps.found.items() if a.blank.any()]
 
 
-def with_background(inputs: Inputs) -> Inputs:
-    """Inputs whose removed columns can be drawn from the target's marginal: the sample itself where no background came with it."""
-    if inputs.background is None and not inputs.players.spatial:
-        return replace(inputs, background=inputs.tensor)
-    return inputs
-
-
 def samples_mode(evidence: Evidence) -> Literal["off", "redacted", "on"]:
     return "on" if evidence.samples == "on" else "redacted" if evidence.samples == "redacted" else "off"
 
 
 def again_with(
-    model: Model, a: Attribution, inputs: Inputs, targets: Targets | NDArray[np.int64], *, seed: int, half: bool = False
+    model: Model,
+    a: Attribution,
+    inputs: Inputs,
+    targets: Targets | NDArray[np.int64],
+    *,
+    seed: int,
+    half: bool = False,
+    steps: int | None = None,
 ) -> Attribution:
-    """The same method with the same settings on other inputs, another model or another seed; ``half``: at half the budget."""
-    asked = int(a.params.get("budget", a.budget))  # what was asked for, where a method spends less than that per sample
-    steps = a.params.get("steps")
-    steps = None if steps is None else max(1, int(steps) // 2 if half else int(steps))
-    return explain_inputs(
-        model, inputs, method=a.method, targets=targets, seed=seed, budget=max(8, asked // 2 if half else asked), layer=a.layer, steps=steps
-    )
+    """The same method with the same settings on other inputs, another model or another seed; ``half``: at half the budget; ``steps``: instead of its own."""
+    asked = targets if isinstance(targets, Targets) else Targets(np.asarray(targets, dtype=np.int64))
+    return again(model, a, inputs, asked, seed=seed, share=0.5 if half else 1.0, steps=steps)
+
+
+def player_scores(
+    score: Callable[[FloatArray, FloatArray], FloatArray], first: Attribution, second: Attribution, *, density: bool = False
+) -> FloatArray:
+    """(N,) a score of each pair of maps on the values of their input parts; NaN where one is blank. Samples may differ in their number of parts.
+
+    density : values per area of the part, so that large parts do not make maps alike
+    """
+    out = np.full(len(first), np.nan)
+    players = first.inputs.players
+    size = [players.areas(i) if density else np.ones(int(players.count[i])) for i in range(len(first))]
+    known = ~(first.blank | second.blank)
+    for count in np.unique(players.count[known]):
+        rows = np.flatnonzero(known & (players.count == count))
+        a, b = (np.stack([m.player_values[i] / size[i] for i in rows]) for m in (first, second))
+        out[rows] = score(a, b)
+    return out
+
+
+def chance_iou(counts: NDArray[np.int64], *, share: float = 0.1) -> float | None:
+    """Mean overlap of the top tenth of two unrelated maps with these numbers of parts: near 0.1/1.9 = 0.053 for many parts, more for few."""
+    if not len(counts):
+        return None
+    numbers, times = np.unique(counts, return_counts=True)
+    expected = []
+    for parts in numbers:
+        k = max(1, round(share * int(parts)))
+        shared = np.arange(k + 1)
+        expected.append(float((stats.hypergeom.pmf(shared, int(parts), k, k) * shared / (2 * k - shared)).sum()))
+    return float(np.average(expected, weights=times))
 
 
 def comparable(subject: Subject, evidence: Evidence, key: str) -> bool:
@@ -144,13 +172,6 @@ def short_id(evidence: Evidence, row: int) -> str:
 def map_picture(a: Attribution, i: int, title: str, redacted: bool) -> Picture | None:
     picture = a.inputs.modality.map_picture(a.inputs.tensor[i], a.values[i], a.inputs.spec, title=title, signed=a.signed, redacted=redacted)
     return None if picture is None else picture.model_copy(update={"method": a.method})
-
-
-def mean_of_known(rows: FloatArray) -> FloatArray:
-    """Column means over finite entries, NaN where there is none."""
-    known = np.isfinite(rows)
-    count = known.sum(axis=0)
-    return np.where(count > 0, np.where(known, rows, 0.0).sum(axis=0) / np.maximum(count, 1), np.nan)
 
 
 def estimate_bar(method: str, series: str, estimate: Estimate, confidence: float, *, null: float | None = None) -> Bar:
