@@ -111,7 +111,7 @@ def compose(inputs: Inputs, rows: NDArray[np.int64], keep: NDArray[np.bool_], fi
     if len(starts) * _SHORTEST_RUN >= len(rows):
         which = torch.as_tensor(rows, device=x.device)
         mine = parts[which]
-        kept = _over_channels(flags.gather(1, mine.reshape(len(rows), -1)).reshape(mine.shape), x.ndim)
+        kept = _over_channels(flags.gather(1, mine.flatten(1)).reshape(mine.shape), x.ndim)
         return torch.where(kept, x[which], fills[torch.as_tensor(at, device=x.device)])
     # evaluations of one sample share its numbers and its parts: neither is copied for each
     out = torch.empty((len(rows), *x.shape[1:]), dtype=x.dtype, device=x.device)
