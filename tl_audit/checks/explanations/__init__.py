@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tl_audit.checks.base import Check
+from tl_audit.checks.explanations.agreement import agreement
 from tl_audit.checks.explanations.completeness import completeness
 from tl_audit.checks.explanations.drift import attribution_drift, explanation_shift
 from tl_audit.checks.explanations.faithfulness import faithfulness
@@ -17,6 +18,7 @@ EXPLANATIONS: tuple[Check, ...] = (
     faithfulness,
     parameter_randomisation,
     seed_stability,
+    agreement,
     localisation,
     attribution_drift,
     explanation_shift,
