@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -75,10 +76,16 @@ def _clean(ax: Any) -> None:
 
 
 def _titled(drawn: Any, title: str, caption: str, how: str = "") -> None:
-    drawn.suptitle(_t(title, 90), x=0.01, ha="left", fontsize=12, color=INK, fontweight="bold")
+    """Title above and words below, broken where the figure ends."""
+    width = drawn.get_window_extent().width / drawn.get_figure(root=True).dpi
+    drawn.suptitle(_broken(_t(title, 180), int(width * 10.5)), x=0.01, ha="left", fontsize=12, color=INK, fontweight="bold")
     words = "  ".join(w for w in (how, caption) if w)
     if words:
-        drawn.supxlabel(_t(words, 230), x=0.01, ha="left", fontsize=8, color=DIM, wrap=True)
+        drawn.supxlabel(_broken(_t(words, 520), int(width * 17)), x=0.01, ha="left", fontsize=8, color=DIM)
+
+
+def _broken(text: str, most: int) -> str:
+    return "\n".join(textwrap.wrap(text, width=max(20, most), break_long_words=True))
 
 
 def figure(record: Displayable) -> Any:  # Any: a matplotlib figure
@@ -157,14 +164,14 @@ def _size(exhibit: ExhibitBase) -> tuple[float, float]:
     if isinstance(exhibit, Intervals):
         return 8.0, 1.6 + 0.3 * len(exhibit.dots)
     if isinstance(exhibit, Heatmap):
-        return max(5.0, 2.0 + 0.6 * len(exhibit.columns)), max(3.2, 1.8 + 0.45 * len(exhibit.rows))
+        return max(6.5, 2.6 + 0.62 * len(exhibit.columns)), max(3.2, 1.8 + 0.45 * len(exhibit.rows))
     if isinstance(exhibit, Ladder):
         return 9.0, 1.8 + 0.28 * len(group_layers(exhibit.rows))
     if isinstance(exhibit, ImageGrid):
         columns = max((len(r.pictures) for r in exhibit.rows), default=1)
         return max(5.0, 1.9 * columns), 1.2 + 2.2 * max(1, len(exhibit.rows))
     if isinstance(exhibit, Table):
-        return max(6.0, 1.3 * len(exhibit.columns)), 1.4 + 0.26 * min(len(exhibit.rows), MOST_TABLE_ROWS)
+        return max(6.0, 1.3 * len(exhibit.columns)), 1.2 + 0.21 * min(len(exhibit.rows), MOST_TABLE_ROWS)
     return 8.0, 5.0
 
 
@@ -293,12 +300,9 @@ def _heatmap(drawn: Any, exhibit: Heatmap) -> None:
         red, green, blue = shown.cmap(shown.norm(value))[:3] if math.isfinite(value) else (1.0, 1.0, 1.0)
         dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
         ax.text(j, i, _t(words + star, 14), ha="center", va="center", fontsize=8, color="white" if dark else INK)
-    ax.set_xticks(
-        range(len(exhibit.columns)),
-        [_t(c, 18) for c in exhibit.columns],
-        rotation=45 if len(exhibit.columns) > 6 else 0,
-        ha="right" if len(exhibit.columns) > 6 else "center",
-    )
+    slanted = len(exhibit.columns) > 6 or max((len(c) for c in exhibit.columns), default=0) > 8
+    names = [_t(c, 18) for c in exhibit.columns]
+    ax.set_xticks(range(len(names)), names, rotation=40 if slanted else 0, ha="right" if slanted else "center")
     ax.set_yticks(range(len(exhibit.rows)), [_t(r, 18) for r in exhibit.rows])
     ax.set_xlabel(_t(exhibit.column_label), fontsize=9)
     ax.set_ylabel(_t(exhibit.row_label), fontsize=9)
