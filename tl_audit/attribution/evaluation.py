@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
@@ -63,6 +63,11 @@ class Evaluator:
         A single binary logit z is explained as -z for the first class and z for the second, so that both have a gradient.
         """
         return _as_quantity(self._read(x), quantity)
+
+    def read(self, x: torch.Tensor, quantities: Sequence[Quantity] = ("logit",)) -> tuple[dict[Quantity, torch.Tensor], Reading]:
+        """What is explained (B, C) in several quantities, differentiable, and how it was read, of prepared rows: one forward pass."""
+        reading = self._read(x)
+        return {q: _as_quantity(reading, q) for q in quantities}, reading
 
     def both(self, x: torch.Tensor, targets: Targets) -> NDArray[np.float64]:
         """(B, 2) logit and probability of what is explained, without gradients, of one batch."""
@@ -152,9 +157,14 @@ def _as_quantity(reading: Reading, quantity: Quantity) -> torch.Tensor:
 
 def gradient(of: torch.Tensor, wrt: torch.Tensor) -> torch.Tensor:
     """d sum(of) / d wrt, without touching any ``.grad``. ModelError where the model cuts the gradient."""
+    return gradients(of, [wrt])[0]
+
+
+def gradients(of: torch.Tensor, wrt: Sequence[torch.Tensor], *, again: bool = False) -> list[torch.Tensor]:
+    """As ``gradient``, to several tensors in one backward pass; zero where nothing depends on one. ``again``: more passes will follow."""
     if not of.requires_grad:
         raise ModelError(
             "the model gives no gradients (no_grad, inference_mode or quantised inside its forward): use kernel_shap or lime, which need none"
         )
-    (grad,) = torch.autograd.grad(of.sum(), wrt, allow_unused=True)
-    return torch.zeros_like(wrt) if grad is None else grad
+    found = torch.autograd.grad(of.sum(), list(wrt), allow_unused=True, retain_graph=again)
+    return [torch.zeros_like(at) if grad is None else grad for at, grad in zip(wrt, found, strict=True)]
