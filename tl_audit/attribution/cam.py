@@ -378,8 +378,8 @@ def _pass(
             rounds = [(k, q) for k in range(len(columns)) for q in quantities]
             for k, quantity in rounds:
                 slopes: dict[str, torch.Tensor] = {}
+                score = explained[k].pick(scores[quantity])
                 if sloped:
-                    score = explained[k].pick(scores[quantity])
                     found = gradients(score, [seen[name] for name in sloped], again=(k, quantity) != rounds[-1])
                     slopes = {name: _full(layers[name].grid.maps(g)) for name, g in zip(sloped, found, strict=True)}
                 for i, name in jobs:
