@@ -20,7 +20,7 @@ MOST_BACKGROUND = 128
 BACKGROUND_OF = "shapley"
 """Whose generator draws those rows."""
 _ROUNDING = 1e-5
-_PRIOR_DRAWS = 2.0  # weight of the other players' variance, in draws
+_PRIOR_DRAWS = 4.0  # weight of the other players' variance, in draws
 
 
 class Ends(NamedTuple):
@@ -50,8 +50,9 @@ def ends(game: Game, evaluator: Evaluator, targets: Targets, quantity: Quantity)
 def variance_of_mean(total: FloatArray, squares: FloatArray, draws: FloatArray) -> FloatArray:
     """(d,) variance of each player's mean over its draws; NaN where no player has two.
 
-    A variance from a handful of draws is too often too small, so that each is drawn towards their mean, which counts as two draws more
-    (the moderated variance of Smyth 2004, doi:10.2202/1544-6115.1027).
+    A variance from a handful of draws is too often too small, so that each is drawn towards their mean, which counts as four draws more
+    (the moderated variance of Smyth 2004, doi:10.2202/1544-6115.1027); given is its expectation, so that intervals of 1.96 standard errors
+    stay honest with few draws.
 
     Parameters
     ----------
@@ -64,7 +65,7 @@ def variance_of_mean(total: FloatArray, squares: FloatArray, draws: FloatArray) 
         # scores are float32: below this spread there is nothing but their rounding, which must not decide anything
         around = np.maximum(squares - total**2 / draws, free * _ROUNDING**2 * squares.sum() / draws.sum())
         common = around.sum() / free.sum()
-        return np.asarray((around + _PRIOR_DRAWS * common) / (free + _PRIOR_DRAWS) / draws)
+        return np.asarray((around + _PRIOR_DRAWS * common) / (free + _PRIOR_DRAWS - 2) / draws)
 
 
 def adding_up(values: FloatArray, variance: FloatArray, gain: float) -> FloatArray:

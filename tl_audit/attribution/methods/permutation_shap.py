@@ -122,7 +122,7 @@ class PermutationSHAP:
             if any(np.isnan(e).any() for e in errors):
                 caveats.append("one order of the parts alone: no standard error, raise the budget")
             caveats += not_settled(len(active), n, self.convergence)
-            params = {"reference": reference.name, "output": self.output, "orders": int(done.min(initial=0))}
+            params = {"reference": reference.name, "output": self.output, "orders": int(done.min()) if n else 0}
             return assembled(self.name, inputs, targets, run, evaluator, found, values, errors, params, caveats)
 
 

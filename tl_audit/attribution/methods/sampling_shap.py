@@ -20,6 +20,7 @@ from tl_audit.measures.sampling import generator
 from tl_audit.models.model import Model
 
 FloatArray = NDArray[np.float64]
+_FIRST_DRAWS = 4  # of each part, before the first look at convergence
 
 
 @dataclass
@@ -49,7 +50,8 @@ class SamplingSHAP:
     next ones go where the spread is (Neyman's allocation, as Strumbelj and Kononenko adapt it). Sums of sampled values miss
     f(x) - f(reference); what is missing is given to the parts in proportion to their variance, as shap's SamplingExplainer does.
     On columns each draw has a row of the background. ``standard_error``: from the spread of the draws, given the sum; NaN from one draw each.
-    Of all Shapley methods here it needs the most evaluations for one error; it is there because its estimate assumes nothing.
+    Draws that follow the spread, and the sum, bias values by a part of their standard error. Of all Shapley methods here this one
+    needs the most evaluations for one error.
 
     Attributes
     ----------
@@ -96,8 +98,8 @@ class SamplingSHAP:
         with evaluating(model, batch_size=run.batch_size, outputs_only=budget, sample=inputs.tensor[:8]) as evaluator:
             game = Game(evaluator, inputs, targets, reference, memo=run.memo, seed=run.seed)
             found = ends(game, evaluator, targets, self.output)
-            sizes = rounds(budget, first=max(budget // 2, 1), convergence=self.convergence)
-            for size in sizes if len(sizes) > 1 else (max(budget // 2, 1), budget):
+            first = max(budget // 2, 1) if self.convergence is None else _FIRST_DRAWS * 4 * parts + 2
+            for size in (first, budget) if self.convergence is None else rounds(budget, first=first, convergence=self.convergence):
                 wanted = set(active.tolist())
                 keep, drawn, who = [], [], []
                 for i, tally in enumerate(tallies):
@@ -135,11 +137,11 @@ def _allotted(tally: _Tally, size: int) -> NDArray[np.int64]:
         return np.zeros(0, dtype=np.int64)
     if not tally.draws.any():
         return np.repeat(np.arange(d), max(number // d, 1))
-    spread = np.sqrt(variance_of_mean(tally.total, tally.squares, tally.draws) * tally.draws)
     share = np.full(d, 1 / d)
-    if np.isfinite(spread).all() and spread.max() > 0:
-        # in steps of the root of two, so that the last bits of a score (another batch size) do not move draws from part to part
-        steps = np.exp2(np.round(2 * np.log2(np.maximum(spread / spread.max(), 1 / 64))) / 2)
+    spread = np.sqrt(np.maximum(tally.squares / tally.draws - (tally.total / tally.draws) ** 2, 0.0))
+    if tally.draws.min() > 1 and np.isfinite(spread).all() and spread.max() > 0:
+        # in steps, so that the last bits of a score (another batch size) do not move draws from part to part; no part is given up
+        steps = np.exp2(np.round(4 * np.log2(np.maximum(spread / spread.max(), 1 / 16))) / 4)
         share = steps / steps.sum()
     # what each part should have had of all draws so far and these, less what it had
     lacking = np.maximum(share * (tally.draws.sum() + number) - tally.draws, 0.0)
