@@ -197,6 +197,7 @@ def test_coco_and_voc_files_give_the_same_boxes(tmp_path: Path) -> None:
         "images": [{"id": 7, "file_name": "p0.png", "width": WIDTH, "height": HEIGHT}, {"id": 8, "file_name": "p1.png"}],
         "annotations": [{"image_id": 7, "bbox": [6, 4, 14, 10], "category_id": 1}],
     }
+    coco["images"].append({"id": 9, "file_name": "elsewhere.png"})
     table(tmp_path / "c.json", json.dumps(coco))
     (tmp_path / "v").mkdir()
     table(
@@ -204,6 +205,7 @@ def test_coco_and_voc_files_give_the_same_boxes(tmp_path: Path) -> None:
         f"<annotation><size><width>{WIDTH}</width><height>{HEIGHT}</height></size><object><bndbox><xmin>7</xmin><ymin>5</ymin>"
         "<xmax>20</xmax><ymax>14</ymax></bndbox></object></annotation>",
     )
+    assert "pictures of c.json that are not among the samples: 1" in Domain("d", data, annotations=tmp_path / "c.json").notes
     for where in ("c.json", "v"):
         masks, known = inside(Domain("d", data, annotations=tmp_path / where), [0, 1, 2], PLAIN)
         assert known.tolist() == [True, False, False]
@@ -253,7 +255,6 @@ def test_a_bad_box_is_one_sentence_with_file_and_box(tmp_path: Path, box: tuple[
         ("file,x0,y0,x1,y1\np0.png,6,4,,14\n", "has no 'x1'"),
         ("file,x0,y0,x1,y1\np0.png,6,4,b,14\n", "'b' in 'x1', which is no number"),
         ('file,boxes,x0,y0,x1,y1\np0.png,"6 4 20 14",6,4,20,14\n', "boxes twice"),
-        ("file,boxes\np0.png,\n", "not one of the 1 samples has a region"),
     ],
 )
 def test_bad_metadata_name_what_is_wrong(tmp_path: Path, rows: str, words: str) -> None:
@@ -283,6 +284,14 @@ def test_bad_masks_and_annotations_name_what_is_wrong(tmp_path: Path) -> None:
     table(tmp_path / "v" / "p0.xml", '<!DOCTYPE a [<!ENTITY b "c">]><annotation/>')
     with pytest.raises(DataError, match="no plain Pascal VOC"):
         Domain("d", data, annotations=tmp_path / "v")
+
+
+def test_an_empty_column_of_boxes_gives_no_regions_and_says_so(tmp_path: Path) -> None:
+    data = folder(tmp_path / "d", 2)
+    for text in ("file,boxes\np0.png,\np1.png,nan\n", "file,x0,y0,x1,y1\np0.png,,,,\np1.png,,,,\n"):
+        domain = Domain("d", data, metadata=table(tmp_path / "m.csv", text))
+        assert domain.regions is None
+        assert "the column 'boxes' of m.csv is empty: no sample has a region" in domain.notes
 
 
 def test_a_table_keeps_columns_named_as_edges() -> None:
@@ -353,6 +362,20 @@ def test_the_place_of_a_cue_is_where_the_picture_below_it_no_longer_shows(tmp_pa
         if not (kind == "border" and not placebo):
             assert not (changed[i] & ~places[i]).any()
         assert 0 < places[i].mean() < 0.6
+
+
+def test_a_patch_on_ready_tensors_has_a_place_too() -> None:
+    domain = Domain("t", np.random.default_rng(0).normal(size=(2, 3, 8, 8)).astype(np.float32))
+    raw = domain.samples.read(np.array([0, 1]))
+    cue = Cue("mark", "patch", {"corner": "bottom-left", "size": 0.25, "value": 9.0})
+    places = cue_places(domain.samples.modality, raw, cue, None, placebo=False, key=(0,))
+    assert places is not None
+    wanted = np.zeros((8, 8), dtype=bool)
+    wanted[6:, :2] = True
+    assert np.array_equal(places, np.stack([wanted] * 2))
+    placebo = cue_places(domain.samples.modality, raw, cue, None, placebo=True, key=(0,))
+    assert placebo is not None
+    assert placebo.sum(axis=(1, 2)).tolist() == [4, 4]
 
 
 def test_a_corner_patch_lies_in_its_corner_and_a_colour_cast_nowhere(tmp_path: Path) -> None:

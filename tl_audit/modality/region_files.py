@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from tl_audit.errors import DataError
 from tl_audit.modality.base import Samples
-from tl_audit.modality.cells import Frame, cells_of
+from tl_audit.modality.cells import NA_TEXTS, Frame, cells_of
 from tl_audit.modality.image import ORIENTATION, SUFFIXES, ImageArrays, ImageFiles
 from tl_audit.modality.regions import Boxes, ImageRegions, Mark, MaskFile, Size, content_of, fitting, spoken, within
 
@@ -70,7 +70,7 @@ def parse_boxes(value: Any, what: str) -> Boxes | None:  # Any: text, lists or a
 
 def _from_text(text: str, what: str) -> Any:  # Any: decoded JSON, or rows of numbers
     text = text.strip()
-    if not text:
+    if text.lower() in NA_TEXTS:
         return []
     if text[0] in "[({":
         try:
@@ -184,6 +184,9 @@ def regions_of(
         return None, notes
     regions = ImageRegions(tuple(marks), tuple(samples.ids), where)
     have = int(regions.given.sum())
+    if have == 0 and not named:
+        notes.append(f"the column {BOXES!r} of {where} is empty: no sample has a region")
+        return None, notes
     if have == 0:
         raise DataError(f"{where}: not one of the {len(samples)} samples has a region; names must match those of the samples")
     _check_sizes(regions, samples)
@@ -285,7 +288,7 @@ def _mask_files(root: Path, samples: Samples, notes: list[str]) -> list[Mark]:
     files = _listed(root, SUFFIXES, "masks", "mask pictures")
     found = _matched(samples, files, "masks")
     if spare := len(files.keys() - set(found)):
-        notes.append(f"{spare} mask pictures in {root.name} belong to no sample")
+        notes.append(f"mask pictures in {root.name} that belong to no sample: {spare}")
     return [None if name is None else MaskFile(files[name]) for name in found]
 
 
@@ -309,7 +312,7 @@ def _coco(path: Path, samples: Samples, notes: list[str]) -> list[Mark]:
         known[_stem(name)] = None if mark is None else replace(mark, size=(int(width), int(height)) if width and height else None)
     found = _matched(samples, known, "annotations")
     if spare := len(known.keys() - set(found)):
-        notes.append(f"{spare} pictures of {path.name} are not among the samples")
+        notes.append(f"pictures of {path.name} that are not among the samples: {spare}")
     return [None if name is None else known[name] for name in found]
 
 
@@ -318,7 +321,7 @@ def _voc(root: Path, samples: Samples, notes: list[str]) -> list[Mark]:
     files = _listed(root, frozenset((".xml",)), "annotations", "Pascal VOC files (.xml)")
     found = _matched(samples, files, "annotations")
     if spare := len(files.keys() - set(found)):
-        notes.append(f"{spare} files in {root.name} belong to no sample")
+        notes.append(f"files in {root.name} that belong to no sample: {spare}")
     return [None if name is None else _voc_boxes(files[name]) for name in found]
 
 
