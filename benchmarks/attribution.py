@@ -1,6 +1,6 @@
 """Every explainer against the bare model evaluations it needs, and against captum, shap, lime, grad-cam and torchcam as their users call them.
 
-RATIO is our time over that of the same number of forward (and backward) passes of the user's own network in the same batches; below 1 where
+The ratio is our time over that of the same number of forward (and backward) passes of the user's own network in the same batches; below 1 where
 a prepared copy of the network stood in for it. A small network of 32 px shows overhead, ResNet-18 at 224 px what it means in practice (both
 with random weights). With a GPU the same table is made there as well. Peers are timed on few samples; "x faster" is per sample.
 
@@ -221,7 +221,7 @@ def numpy_seeded() -> Iterator[None]:
 
 
 def shap_partition(setting: Setting, samples: int, budget: int) -> Peer:
-    def work() -> Any:
+    def work(evaluations: int = budget) -> Any:
         import shap
 
         pictures = np.stack([hwc(setting, i) for i in range(samples)]).astype(np.float32)
@@ -232,7 +232,7 @@ def shap_partition(setting: Setting, samples: int, budget: int) -> Peer:
                 return np.asarray(setting.net(torch.as_tensor(x, device=setting.device).permute(0, 3, 1, 2).contiguous()).cpu().numpy())
 
         masker = shap.maskers.Image(f"blur({side // 4},{side // 4})", pictures[0].shape)
-        return shap.Explainer(score, masker)(pictures, max_evals=budget, batch_size=50, outputs=[TARGET], silent=True)
+        return shap.Explainer(score, masker)(pictures, max_evals=evaluations, batch_size=50, outputs=[TARGET], silent=True)
 
     def values(found: Any) -> Values:
         out = []
@@ -241,7 +241,7 @@ def shap_partition(setting: Setting, samples: int, budget: int) -> Peer:
             out.append(np.bincount(parts, found.values[i, ..., 0].sum(axis=-1).reshape(-1)))
         return out
 
-    return Peer("shap Partition (blur)", samples, quietly(work), values)
+    return Peer("shap Partition (blur)", samples, quietly(work), values, quietly(lambda: work(20)))
 
 
 def captum_cam(setting: Setting, layers: Sequence[str]) -> Peer:
@@ -315,16 +315,19 @@ def quietly(work: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def lime_rows(s: Setting) -> None:
-    n, budget, peers = (2, 256, 1) if s.large else (8, 1000, 2)
+    n, budget, peers = (1, 256, 1) if s.large else (8, 1000, 2)
     s = s.first(n)
-    there = [lime_image(s, peers, budget), lime_image_default(s, budget), captum_game(s, "Lime", 1, budget)]
+    there = [lime_image(s, peers, budget), captum_game(s, "Lime", 1, budget)]
+    if not s.large:
+        there.append(lime_image_default(s, budget))
     compare(s, f"LIME image, {n} pictures x {budget}", ours(s, explained(s, "lime", budget=budget)), there)
-    user = lambda: explain(s.model, s.pictures, method="lime", target=TARGET, budget=budget)  # noqa: E731
-    compare(s, f"LIME image through explain(), superpixels included, {n} x {budget}", ours(s, user), [])
+    if not s.large:
+        user = ours(s, lambda: explain(s.model, s.pictures, method="lime", target=TARGET, budget=budget))
+        compare(s, f"LIME image through explain(), superpixels included, {n} x {budget}", user, [])
 
 
 def kernel_shap_rows(s: Setting) -> None:
-    n, budget, peers = (2, 256, 1) if s.large else (8, 1000, 2)
+    n, budget, peers = (1, 256, 1) if s.large else (8, 1000, 2)
     s = s.first(n)
     there = [shap_kernel(s, peers, budget), captum_game(s, "KernelShap", 1, budget)]
     compare(s, f"kernel SHAP, {n} pictures x {budget}", ours(s, explained(s, "kernel_shap", budget=budget)), there)
@@ -343,6 +346,144 @@ def cam_rows(s: Setting) -> None:
     s = s.first(n)
     one = ours(s, explained(s, "grad_cam", layer=s.layers[-1]), evaluations=1, maps=True)
     compare(s, f"Grad-CAM, {n} pictures, one layer", one, [f(s, s.layers[-1:]) for f in (captum_cam, grad_cam_package, torchcam_package)])
+
+
+def cam_pass_rows(s: Setting) -> None:
+    if "hires_cam" not in METHODS:
+        print(f"{s.name}: several CAM methods in one pass: not there yet")
+        return
+    from tl_audit.attribution.cam import cam_pass
+
+    n = 16 if s.large else 64
+    s = s.first(n)
+    five = [
+        m for m in ("grad_cam", "grad_cam_pp", "grad_cam_plus_plus", "hires_cam", "xgrad_cam", "layer_cam", "eigen_cam") if m in METHODS
+    ][:5]
+
+    def run(methods: Sequence[str], classes: Sequence[int], layers: Sequence[str], features: bool) -> Ours:
+        return Ours(
+            n,
+            lambda: cam_pass(
+                s.model, s.pictures, methods=methods, targets=list(classes), layers=list(layers), features=features, batch_size=s.batch()
+            ),
+            lambda found: list(found.maps[methods[0], layers[-1], len(classes) - 1].cpu().numpy()),
+            lambda found: n,
+        )
+
+    peers = [grad_cam_package(s, s.layers), captum_cam(s, s.layers)]
+    compare(s, f"Grad-CAM, {n} pictures, {len(s.layers)} layers", run(["grad_cam"], [TARGET], s.layers, False), peers)
+    alone = [k for k in range(5) if k != TARGET] + [TARGET]
+    mine = run(five, alone, s.layers[-1:], True)
+    compare(s, f"{len(five)} CAM methods x 5 classes + features + probabilities, {n} pictures", mine, [many_cams(s.first(n // 8))])
+
+
+def many_cams(setting: Setting) -> Peer:
+    """Five methods of grad-cam, class after class."""
+
+    def work() -> np.ndarray:
+        import pytorch_grad_cam as package
+        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+        found = None
+        for name in ("GradCAM", "GradCAMPlusPlus", "HiResCAM", "XGradCAM", "LayerCAM"):
+            with getattr(package, name)(model=setting.net, target_layers=[setting.layer()]) as cam:
+                for k in range(5):
+                    made = cam(input_tensor=setting.pictures, targets=[ClassifierOutputTarget(k)] * len(setting.pictures))
+                    found = made if name == "GradCAM" and k == TARGET else found
+        assert found is not None
+        return found
+
+    return Peer("grad-cam, five methods x five classes", len(setting.pictures), quietly(work), lambda maps: list(maps))
+
+
+def ablation_cam_rows(s: Setting) -> None:
+    if missing(s, "ablation-CAM", "ablation_cam"):
+        return
+    s = s.first(1 if s.large else 8)
+    with torch.no_grad():
+        seen: list[int] = []
+        handle = s.layer().register_forward_hook(lambda module, args, out: seen.append(out.shape[1]))
+        s.net(s.pictures[:1])
+        handle.remove()
+    mine = ours(s, explained(s, "ablation_cam", layer=s.layers[-1]), evaluations=seen[0] + 1, maps=True)
+
+    def package() -> np.ndarray:
+        from pytorch_grad_cam import AblationCAM
+        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+        with AblationCAM(model=s.net, target_layers=[s.layer()]) as cam:
+            return np.asarray(cam(input_tensor=s.pictures[:1], targets=[ClassifierOutputTarget(TARGET)]))
+
+    peers = [Peer("grad-cam AblationCAM", 1, quietly(package), lambda maps: list(maps))]
+    compare(s, f"ablation-CAM by the head alone, {len(s.pictures)} pictures, against {seen[0] + 1} full forwards each", mine, peers)
+
+
+def occlusion_rows(s: Setting) -> None:
+    if missing(s, "occlusion", "occlusion"):
+        return
+    window, stride, n = (56, 24, 1) if s.large else (8, 4, 16)
+    s = s.first(n)
+
+    def captums() -> torch.Tensor:
+        from captum.attr import Occlusion
+
+        found = Occlusion(s.net).attribute(
+            s.pictures, sliding_window_shapes=(3, window, window), strides=(3, stride, stride), baselines=0.0, target=TARGET
+        )
+        return found[:, 0].detach()
+
+    mine = ours(s, explained(s, "occlusion", window=window, stride=stride), maps=True)
+    compare(
+        s,
+        f"occlusion, {n} pictures, window {window}, step {stride}",
+        mine,
+        [Peer("captum Occlusion", n, quietly(captums), lambda m: list(m.cpu().numpy()))],
+    )
+
+
+def rise_rows(s: Setting) -> None:
+    if missing(s, "RISE", "rise"):
+        return
+    n, budget = (1, 256) if s.large else (8, 1000)
+    s = s.first(n)
+    compare(s, f"RISE, {n} pictures x {budget}", ours(s, explained(s, "rise", budget=budget), maps=True), [])
+
+
+def audit_rows(s: Setting) -> None:
+    """Maps by every default method and the checks of their quality: what is not inside a network is ours."""
+    import captum.attr  # noqa: F401  imports are not the audit's
+    import shap  # noqa: F401
+
+    from benchmarks.audit import Clock, measured
+    from tl_audit.auditing import DEFAULT_METHODS
+
+    n = 3 if s.large and s.device.type == "cpu" else 64
+    classes = tuple(f"class {i}" for i in range(10))
+    torch.manual_seed(1)
+    adapted = type(s.net)(10) if not s.large else None
+    if adapted is None:
+        from torchvision.models import get_model
+
+        adapted = get_model("resnet18", weights=None, num_classes=10)
+    adapted = adapted.eval()
+    with torch.no_grad():
+        labels = [classes[int(k)] for k in adapted(s.pictures[:n].cpu()).argmax(dim=1)]
+    subject = ta.Subject(
+        adapted=ta.Model(adapted, classes=classes),
+        base=s.model,
+        target=ta.Domain("pictures", s.pictures[:n].cpu(), labels=labels, kind="tensor", classes=classes),
+    )
+    codes = tuple(f"TLA{k}" for k in range(701, 712))
+    clock = Clock()
+    with measured(clock, own_line=codes):
+        ta.audit(subject, select=["TLA7"], methods=DEFAULT_METHODS, attribution_samples=n, device=s.device.type)
+        clock.stop()
+    whole, inside = sum(clock.wall.values()), sum(clock.model.values())
+    print(
+        f"{s.name}: {n} pictures, {', '.join(DEFAULT_METHODS)} and TLA701 to 711: {whole:.1f} s, of which {1 - inside / whole:.1%} is not the model's "
+        f"({sum(clock.samples.values())} samples through networks)"
+    )
+    print("\n".join(clock.lines()), flush=True)
 
 
 def integrated_rows(s: Setting) -> None:
@@ -391,14 +532,81 @@ def removal_rows(s: Setting) -> None:
     compare(s, f"removal curves of 4 maps, {n} pictures", mine, [Peer("a loop step by step", 1, step_by_step, lambda found: found)])
 
 
+# ---- tables
+
+
+@dataclass(frozen=True)
+class Table:
+    """A perceptron over 12 columns, trained briefly, with rows to explain and rows to compare with."""
+
+    model: ta.Model
+    rows: torch.Tensor
+    background: torch.Tensor
+
+    @property
+    def net(self) -> nn.Module:
+        return self.model.module
+
+
+def table(device: torch.device, rows: int = 200, columns: int = 12) -> Table:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1500, columns, generator=generator)
+    y = (x[:, 0] + x[:, 1] * x[:, 2] - 0.5 * x[:, 3].abs() > 0).long()
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(columns, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 2))
+    steps = torch.optim.Adam(net.parameters(), lr=1e-2)
+    for _ in range(100):
+        steps.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        steps.step()
+    return Table(ta.Model(net.eval().to(device), classes=("no", "yes")), x[:rows].to(device), x[500:1000].to(device))
+
+
+def tables_row(device: torch.device) -> None:
+    t = table(device)
+    train, n = t.background.cpu().double().numpy(), 10
+
+    def probabilities(x: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return np.asarray(t.net(torch.as_tensor(x, dtype=torch.float32, device=device)).softmax(dim=1).cpu().numpy())
+
+    def lime_package() -> Any:
+        from lime.lime_tabular import LimeTabularExplainer
+
+        theirs = LimeTabularExplainer(train, random_state=0)
+        return [
+            theirs.explain_instance(row, probabilities, labels=(1,), num_features=train.shape[1])
+            for row in t.rows[:n].cpu().double().numpy()
+        ]
+
+    def values(found: Any) -> Values:
+        return [np.array([dict(one.local_exp[1])[k] for k in range(train.shape[1])]) for one in found]
+
+    mine = Ours(
+        len(t.rows),
+        lambda: explain(t.model, t.rows, method="lime", target="yes", background=t.background),
+        lambda a: list(a.player_values),
+        lambda a: a.budget * len(a),
+    )
+    peers = [Peer("lime", n, quietly(lime_package), values)]
+    contest(f"LIME tables, {len(t.rows)} rows, {device.type}", t.net, t.rows.repeat(3, 1)[:512], mine, peers, batch=512)
+
+
 ROWS: tuple[tuple[str, Callable[[Setting], None]], ...] = (
     ("lime", lime_rows),
     ("kernel_shap", kernel_shap_rows),
     ("partition_shap", partition_rows),
     ("cam", cam_rows),
+    ("cam pass", cam_pass_rows),
+    ("ablation_cam", ablation_cam_rows),
+    ("occlusion", occlusion_rows),
+    ("rise", rise_rows),
     ("integrated_gradients", integrated_rows),
     ("removal", removal_rows),
+    ("audit", audit_rows),
 )
+
+TABLE_ROWS: tuple[tuple[str, Callable[[torch.device], None]], ...] = (("lime", tables_row),)
 
 
 def compare(s: Setting, what: str, mine: Ours, peers: Sequence[Peer]) -> None:
@@ -415,6 +623,9 @@ def missing(s: Setting, what: str, method: str) -> bool:
 def main(words: Sequence[str] = ()) -> None:
     devices = [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
     for device in devices:
+        for name, alone in TABLE_ROWS:
+            if all(word.lower() in f"table {name}" for word in words):
+                alone(device)
         for setting in settings(device):
             for name, row in ROWS:
                 if all(word.lower() in f"{setting.name} {name}".lower() for word in words):

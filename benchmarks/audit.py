@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -85,8 +85,8 @@ class Clock:
 
 
 @contextmanager
-def measured(clock: Clock) -> Iterator[None]:
-    """Every part of an audit, every module's call and every backward pass on the clock."""
+def measured(clock: Clock, own_line: Sequence[str] = OWN_LINE) -> Iterator[None]:
+    """Every part of an audit, every module's call and every backward pass on the clock. ``own_line``: checks that are a part of their own."""
     replaced: list[tuple[Any, str, Any]] = []
 
     def put(owner: Any, name: str, made: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
@@ -126,8 +126,8 @@ def measured(clock: Clock) -> Iterator[None]:
     put(Collector, "scan", in_part(lambda *args: EVIDENCE))
     put(StoredEvidence, "prefetch", in_part(lambda *args: EVIDENCE))
     put(StoredEvidence, "attribution_inputs", in_part(lambda *args: "superpixels"))
-    put(StoredEvidence, "_explain", in_part(lambda self, model, inputs, method, targets: f"maps {method}"))
-    put(_Audit, "_measured", in_part(lambda self, one, context: one.code if one.code in OWN_LINE else STATISTICS))
+    put(StoredEvidence, "_explain", in_part(lambda self, model, domain, inputs, method, targets: f"maps {method}"))
+    put(_Audit, "_measured", in_part(lambda self, one, context: one.code if one.code in own_line else STATISTICS))
     try:
         yield
     finally:

@@ -28,12 +28,14 @@ class Peer:
     ----------
     work : runs it on the first ``samples`` samples; returns whatever ``values`` reads
     values : what is compared with ours, per sample; None: nothing comparable
+    warm : run before, untimed: compiling on first use
     """
 
     name: str
     samples: int
     work: Callable[[], Any]
     values: Callable[[Any], Values] | None = None
+    warm: Callable[[], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Ours:
 
 @dataclass
 class Line:
-    """What one contest found; seconds are medians."""
+    """What one contest found; seconds are medians of wall time. ``ratio`` is of processor time where the processor does the work."""
 
     name: str
     seconds: float
@@ -61,7 +63,7 @@ class Line:
 
     def __str__(self) -> str:
         memory = "" if self.memory is None else f", memory +{self.memory:.0f} MiB"
-        head = f"{self.name}: {self.seconds:.3f} s, {self.evaluations} evaluations, bare {self.bare:.3f} s, RATIO {self.ratio:.2f}{memory}"
+        head = f"{self.name}: {self.seconds:.3f} s, {self.evaluations} evaluations, bare {self.bare:.3f} s, ratio {self.ratio:.2f}{memory}"
         return "\n".join([head, *(f"    {p}" for p in self.peers)])
 
 
@@ -71,12 +73,21 @@ def settled(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def timed(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
+@dataclass(frozen=True)
+class Spent:
+    """``wall`` seconds, and those to compare by: of the processor where it does the work, so that a busy machine does not count, else ``wall``."""
+
+    wall: float
+    fair: float
+
+
+def timed(work: Callable[[], Any], device: torch.device) -> tuple[Spent, Any]:
     settled(device)
-    started = time.perf_counter()
+    started, processor = time.perf_counter(), time.process_time()
     result = work()
     settled(device)
-    return time.perf_counter() - started, result
+    wall = time.perf_counter() - started
+    return Spent(wall, wall if device.type == "cuda" else time.process_time() - processor), result
 
 
 def bare(net: nn.Module, rows: torch.Tensor, forwards: int, backwards: int, batch: int) -> None:
@@ -159,39 +170,48 @@ def contest(name: str, net: nn.Module, rows: torch.Tensor, ours: Ours, peers: Se
     rows : ready model inputs for the bare evaluations, at least ``batch``
     """
     device = rows.device
-    results: list[Any] = []
-    memory = grown(lambda: results.append(ours.work()), device)  # also the warm-up
-    result = results[0]
+    first: list[tuple[Spent, Any]] = []
+    memory = grown(lambda: first.append(timed(ours.work, device)), device)
+    spent, result = first[0]
     forwards, backwards = ours.evaluations(result), ours.backwards(result)
 
     def passes() -> None:
         bare(net, rows, forwards, backwards, batch)
 
-    bare(net, rows, min(forwards, batch), min(backwards, batch), batch)
-    pairs = [(timed(ours.work, device)[0], timed(passes, device)[0]) for _ in range(repeats)]
-    middle = statistics.median(a for a, _ in pairs)
+    if repeats == 1:  # long enough to need no warm-up
+        pairs = [(spent, timed(passes, device)[0])]
+    else:
+        passes()
+        pairs = [(timed(ours.work, device)[0], timed(passes, device)[0]) for _ in range(repeats)]
     line = Line(
-        name, middle, forwards, statistics.median(b for _, b in pairs), statistics.median(a / b for a, b in pairs if b > 0) if forwards else float("nan"), memory
-    )  # fmt: skip
-    each = line.bare / max(1, forwards)
+        name,
+        statistics.median(a.wall for a, _ in pairs),
+        forwards,
+        statistics.median(b.wall for _, b in pairs),
+        statistics.median(a.fair / b.fair for a, b in pairs) if forwards else float("nan"),
+        memory,
+    )
+    mine = statistics.median(a.fair for a, _ in pairs) / ours.samples
+    each = statistics.median(b.fair for _, b in pairs) / max(1, forwards)
     for peer in peers:
         try:
+            if peer.warm is not None:
+                peer.warm()
             with counted(net) as through:
                 spent, theirs = timed(peer.work, device)
-                if spent < _SHORT:  # the first call may have imported a package
+                if spent.wall < _SHORT:  # the first call may have imported a package
                     through.clear()
                     spent, theirs = timed(peer.work, device)
         except (ImportError, NotImplementedError, AssertionError, RuntimeError, TypeError, ValueError) as error:
             line.peers.append(f"{peer.name}: not measured ({type(error).__name__}: {str(error).splitlines()[0][:120]})")
             continue
-        per_sample, mine = spent / peer.samples, middle / ours.samples
         agreement = ""
         if peer.values is not None:
             share = correlation(ours.values(result), peer.values(theirs))
             agreement = ", its values are all alike" if np.isnan(share) else f", agreement {share:.3f}"
-        own = f"{spent / (sum(through) * each):.2f} x its {sum(through)} evaluations, " if sum(through) and each else ""
+        own = f"{spent.fair / (sum(through) * each):.2f} x its {sum(through)} evaluations, " if through and each else ""
         line.peers.append(
-            f"{peer.name}: {spent:.3f} s for {peer.samples} of {ours.samples}, {own}ours {per_sample / mine:.1f} x faster{agreement}"
+            f"{peer.name}: {spent.wall:.3f} s for {peer.samples} of {ours.samples}, {own}ours {spent.fair / peer.samples / mine:.1f} x faster{agreement}"
         )
     print(line, flush=True)
     return line
