@@ -124,10 +124,10 @@ def measure(check: Check, evidence: Explained) -> Measurement:
     return check(subject(evidence), evidence, Context(Rules(), 0, {}, passed(*evidence.methods)))  # type: ignore[arg-type]
 
 
-def judged(check: Check, measurement: Measurement) -> Finding:
+def judged(check: Check, measurement: Measurement, policy: str = "default") -> Finding:
     from tl_audit.runner import corrected
 
-    return judge(check.code, check.title, check.section, check.severity, corrected(measurement, check), load_policy("default"))
+    return judge(check.code, check.title, check.section, check.severity, corrected(measurement, check), load_policy(policy))
 
 
 def linear(weights: list[float]) -> Model:
@@ -264,7 +264,8 @@ def test_a_shift_of_a_column_that_the_model_reads_is_seen_in_the_explanations():
     evidence = tabular({"adapted": model}, methods=("integrated_gradients",), n=200, source=table(200, seed=9, shift={0: 6.0}))
     found = measure(explanation_shift, evidence)
     assert found.select("explanation_c2st_auc", method="integrated_gradients").interval[0] > 0.75
-    assert judged(explanation_shift, found).status == "fail"
+    assert judged(explanation_shift, found).status == "warn"  # shift is expected in transfer: failing is for the strict profile
+    assert judged(explanation_shift, found, "strict").status == "fail"
 
 
 def test_few_maps_on_one_side_give_no_number():
