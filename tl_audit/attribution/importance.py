@@ -426,7 +426,7 @@ def importance_change(
     said = " and ".join(f"{', '.join(found[:4])} {word}" for found, word in ((up, "more"), (down, "less")) if found)
     return Intervals(
         id="importance-change",
-        title=f"In the {names[1]} model {said} than in the {names[0]}"
+        title=f"What counts in the {names[1]} model, against the {names[0]}: {said}"
         if said
         else f"No column counts detectably more or less in the {names[1]} model",
         how_to_read=f"Hollow: {names[0]}, filled: {names[1]}; lines: 95 % interval. The paired change answers whether it moved, not the overlap of the lines.",

@@ -149,8 +149,8 @@ def comparison_fragment(  # Any: attribution.comparison.Comparison
     stamps = [(name, one.quality) for name, one in sides.items()]
     units = {name: maps.unit_words(one) for name, one in sides.items()}
     alike = len(set(units.values())) == 1
-    reading = maps.reading_words(first)
-    if comparison.difference is not None:
+    reading = " ".join(dict.fromkeys(maps.reading_words(one) for one in sides.values()))
+    if comparison.difference is not None and first.values.ndim == 3:
         reading += (
             f" {comparison.names[1]} \u2212 {comparison.names[0]} is drawn on the same scale, 0 in white: pale means that little changed."
         )
