@@ -9,6 +9,7 @@ from tl_audit.checks.explanations.drift import attribution_drift, explanation_sh
 from tl_audit.checks.explanations.faithfulness import faithfulness
 from tl_audit.checks.explanations.gate import explanation_gate
 from tl_audit.checks.explanations.groups import quality_by_group
+from tl_audit.checks.explanations.layers import layer_sensitivity
 from tl_audit.checks.explanations.localisation import localisation
 from tl_audit.checks.explanations.randomisation import parameter_randomisation
 from tl_audit.checks.explanations.stability import seed_stability
@@ -19,6 +20,7 @@ EXPLANATIONS: tuple[Check, ...] = (
     parameter_randomisation,
     seed_stability,
     agreement,
+    layer_sensitivity,
     localisation,
     attribution_drift,
     explanation_shift,
