@@ -259,6 +259,7 @@ class Explainer(Protocol):
 
     Settings that several methods have carry one name: ``output`` (Quantity), ``layer``, ``baseline``, ``masking`` (how removed parts are filled in),
     ``convergence`` (stop when the largest 95 % half-width of a sample's values is at most this share of their range).
+    Explainers that read the same pass of the model have a ``together`` of their class besides (``LayerCamMethod``): see ``run_explainers``.
     """
 
     @property

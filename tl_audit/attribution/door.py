@@ -86,8 +86,8 @@ def explain(
         model, inputs, background=background, players=players, segmentation=segmentation, preprocessing=preprocessing, seed=seed,
         batch_size=batch_size,
     )  # fmt: skip
-    targets = resolve_targets(wrapped, made, target, against, batch_size=size)
-    return run_explainer(wrapped, made, chosen, targets, Run(seed, _checked(budget), size))
+    targets = None if target is None and against is None else resolve_targets(wrapped, made, target, against, batch_size=size)
+    return run_explainers(wrapped, made, [chosen], targets, Run(seed, _checked(budget), size))[0]
 
 
 def explain_all(
@@ -109,15 +109,14 @@ def explain_all(
 
     Parameters and errors are those of ``explain``.
     """
-    for method in methods:
-        explainer(method)
+    chosen = {method: explainer(method) for method in methods}
     wrapped, made, size = ready(
         model, inputs, background=background, players=players, segmentation=segmentation, preprocessing=preprocessing, seed=seed,
         batch_size=batch_size,
     )  # fmt: skip
-    targets = resolve_targets(wrapped, made, target, against, batch_size=size)
+    targets = None if target is None and against is None else resolve_targets(wrapped, made, target, against, batch_size=size)
     run = Run(seed, _checked(budget), size, Memo())
-    return {method: run_explainer(wrapped, made, explainer(method), targets, run) for method in dict.fromkeys(methods)}
+    return dict(zip(chosen, run_explainers(wrapped, made, list(chosen.values()), targets, run), strict=True))
 
 
 def explain_inputs(
@@ -143,15 +142,42 @@ def explain_inputs(
 
 def run_explainer(model: Model, inputs: Inputs, chosen: Explainer, targets: Targets, run: Run) -> Attribution:
     """One explainer on ready inputs, its result named."""
-    if len(targets) != len(inputs):
+    return run_explainers(model, inputs, [chosen], targets, run)[0]
+
+
+def run_explainers(model: Model, inputs: Inputs, chosen: Sequence[Explainer], targets: Targets | None, run: Run) -> list[Attribution]:
+    """Several explainers on ready inputs, in their order, the results named.
+
+    Those whose class has a ``together(explainers, model, inputs, targets, run)`` are run together by it, in one pass of the model.
+    ``targets`` None: the predicted class, which such a pass finds along the way.
+    """
+    if targets is not None and len(targets) != len(inputs):
         raise DataError(f"{len(targets)} targets for {len(inputs)} inputs")
-    if chosen.needs_space and not inputs.players.spatial:
-        raise ModelError(
-            f"{chosen.name} needs a spatial layer, and these inputs are {inputs.players.shape}: use integrated_gradients, kernel_shap or lime"
-        )
-    result = chosen(model, inputs, targets, run)
+    for one in chosen:
+        if one.needs_space and not inputs.players.spatial:
+            raise ModelError(
+                f"{one.name} needs a spatial layer, and these inputs are {inputs.players.shape}: use integrated_gradients, kernel_shap or lime"
+            )
+    found: dict[int, Attribution] = {}
+    groups: dict[Any, list[int]] = {}
+    for at, one in enumerate(chosen):
+        if (together := getattr(type(one), "together", None)) is not None:
+            groups.setdefault(together, []).append(at)
+    for together, members in groups.items():
+        results = together([chosen[at] for at in members], model, inputs, targets, run)
+        found |= dict(zip(members, results, strict=True))
+        targets = results[0].explained
+    if targets is None:
+        targets = resolve_targets(model, inputs, None, batch_size=run.batch_size)
+    for at, one in enumerate(chosen):
+        if at not in found:
+            found[at] = one(model, inputs, targets, run)
+    names = _names(model, targets)
     asked = {} if run.budget is None else {"budget": run.budget}  # where several methods share evaluations, one may have spent fewer
-    return dataclasses.replace(result, target_names=_names(model, targets), explainer=chosen, params={**result.params, **asked})
+    return [
+        dataclasses.replace(found[at], target_names=names, explainer=one, params={**found[at].params, **asked})
+        for at, one in enumerate(chosen)
+    ]
 
 
 def ready(
