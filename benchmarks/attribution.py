@@ -274,7 +274,8 @@ def grad_cam_package(setting: Setting, layers: Sequence[str]) -> Peer:
                 [cam(input_tensor=x, targets=[ClassifierOutputTarget(TARGET)] * len(x)) for x in setting.pictures.split(setting.batch())]
             )
 
-    return Peer("grad-cam", len(setting.pictures), quietly(work), lambda maps: list(maps))
+    # of several layers it gives one map, the mean of theirs
+    return Peer("grad-cam", len(setting.pictures), quietly(work), (lambda maps: list(maps)) if len(layers) == 1 else None)
 
 
 def torchcam_package(setting: Setting, layers: Sequence[str]) -> Peer:
@@ -356,9 +357,7 @@ def cam_pass_rows(s: Setting) -> None:
 
     n = 16 if s.large else 64
     s = s.first(n)
-    five = [
-        m for m in ("grad_cam", "grad_cam_pp", "grad_cam_plus_plus", "hires_cam", "xgrad_cam", "layer_cam", "eigen_cam") if m in METHODS
-    ][:5]
+    five = [m for m in ("grad_cam", "grad_cam++", "hires_cam", "xgrad_cam", "layer_cam", "eigen_cam") if m in METHODS][:5]
 
     def run(methods: Sequence[str], classes: Sequence[int], layers: Sequence[str], features: bool) -> Ours:
         return Ours(
