@@ -236,7 +236,10 @@ def cue_places(
 
 def _blank(item: Any, light: bool) -> Any:  # Any: uint8 array (H, W, 3), or tensor (C, H, W)
     if isinstance(item, torch.Tensor):
-        return torch.full_like(item, float(light))
+        # a cue on a tensor takes its value from the sample's own range: one row is the other shade, so that both samples have the range 0..1
+        shade = torch.full_like(item, float(light))
+        shade[..., -1, :] = float(not light)
+        return shade
     return np.full_like(item, 255 if light else 0)
 
 
