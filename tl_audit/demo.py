@@ -247,7 +247,8 @@ corner = "top-left"
 size = 0.28
 value = 0.05
 [attribution]
-methods = ["grad_cam", "integrated_gradients", "kernel_shap", "lime"]
+# edge_map is a deliberately unfaithful explainer, to show the stamp
+methods = ["grad_cam", "integrated_gradients", "kernel_shap", "lime", "edge_map"]
 samples = 64
 [report]
 samples = "on"

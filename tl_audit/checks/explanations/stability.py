@@ -123,7 +123,7 @@ def budget_advice(method: str, correlation: float, budget: int) -> str:
     """What budget would give a correlation of 0.8, if the variance of sampling falls as 1/budget; the correlation of two runs is signal / (signal + noise)."""
     if correlation <= 0.02:
         return f"{method}: two runs have nothing in common, so that no budget can be named that would make them alike."
-    wanted = budget * STABLE / (1 - STABLE) * (1 - correlation) / correlation
+    wanted = round(budget * STABLE / (1 - STABLE) * (1 - correlation) / correlation, 6)
     digits = 10 ** max(0, len(str(int(wanted))) - 2)
     return f"{method}: about {ceil(wanted / digits) * digits} model evaluations per sample instead of {budget} would reach {STABLE} (error falls as 1/√budget)."
 
