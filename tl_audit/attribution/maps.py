@@ -42,21 +42,28 @@ def from_players(values: Sequence[NDArray[np.float64]], players: Players) -> tup
 def blank_maps(values: NDArray[np.float64]) -> NDArray[np.bool_]:
     """(N,) maps that are zero, constant or not finite: they show nothing and are never averaged in."""
     flat = values.reshape(len(values), -1)
-    finite = np.asarray(np.isfinite(flat).all(axis=1))
-    safe: NDArray[np.float64] = np.where(finite.reshape(-1, 1), flat, 0.0)
-    if safe.shape[1] == 0:
+    if flat.shape[1] == 0:
         return np.ones(len(values), dtype=bool)
-    size = np.abs(safe).max(axis=1)
-    spread = safe.max(axis=1) - safe.min(axis=1)
+    finite, low, high = _extremes(flat)
+    size, spread = np.maximum(np.abs(low), np.abs(high)), high - low
     # one column alone has no spread: only zero is blank there
-    constant = (spread <= _RELATIVE * size) & (safe.shape[1] > 1)
+    constant = (spread <= _RELATIVE * size) & (flat.shape[1] > 1)
     blank: NDArray[np.bool_] = ~finite | (size <= _ABSOLUTE) | constant
     return blank
 
 
+def _extremes(flat: NDArray[np.float64]) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]:
+    """(N,) whether a row is finite, and its smallest and largest number; 0 of rows that are not. Two passes over (N, D), D at least 1, no copies."""
+    low, high = flat.min(axis=1), flat.max(axis=1)  # not a number if any is not
+    finite = np.isfinite(low) & np.isfinite(high)
+    return finite, np.where(finite, low, 0.0), np.where(finite, high, 0.0)
+
+
 def without_nonfinite(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """The maps, with every non-finite map all NaN (half a map is not a map)."""
-    broken = ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+    flat = values.reshape(len(values), -1)
+    if flat.shape[1] == 0 or (finite := _extremes(flat)[0]).all():
+        return values
     out = values.copy()
-    out[broken] = np.nan
+    out[~finite] = np.nan
     return out
