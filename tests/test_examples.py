@@ -22,3 +22,11 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
     client.NotebookClient(book, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
     shown = [o for cell in book.cells if cell.cell_type == "code" for o in cell.outputs if "text/html" in o.get("data", {})]
     assert shown, "no cell shows itself"
+
+
+def test_the_committed_notebook_is_the_one_that_its_generator_builds() -> None:
+    nbformat = pytest.importorskip("nbformat")
+    book = nbformat.read(EXAMPLES / "notebook.ipynb", as_version=4)
+    built = runpy.run_path(str(EXAMPLES / "make_notebook.py"))["build"]()
+    assert [(c.cell_type, c.source) for c in book.cells] == [(c.cell_type, c.source) for c in built.cells], "run examples/make_notebook.py"
+    assert all(c.outputs for c in book.cells if c.cell_type == "code" and not c.source.startswith(("from pathlib", "base =")))
