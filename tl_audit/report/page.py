@@ -386,6 +386,9 @@ def picture_source(picture: Picture, where: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
+_LEFT_OUT = "left out for size"
+
+
 def _samples(grid: ImageGrid, pictures: Pictures) -> tuple[tuple[SampleView, ...], int]:
     out, left_out = [], 0
     for row in grid.rows:
@@ -395,9 +398,10 @@ def _samples(grid: ImageGrid, pictures: Pictures) -> tuple[tuple[SampleView, ...
             if picture.png:
                 src = picture_source(picture, f"exhibit {grid.id}")
                 if not pictures.take(picture.png):
-                    src, note, left_out = "", "left out for size", left_out + 1
+                    src, note, left_out = "", _LEFT_OUT, left_out + 1
             views.append(PictureView(picture.title, picture.alt, src, note if src or note else "no picture", picture.stamp or grid.stamp))
-        out.append(SampleView(row.id, row.facts, tuple(views)))
+        if not row.pictures or any(v.src or v.note != _LEFT_OUT for v in views):  # a row of empty frames says nothing
+            out.append(SampleView(row.id, row.facts, tuple(views)))
     return tuple(out), left_out
 
 

@@ -55,7 +55,8 @@ from tl_audit.subject import Subject
 REFERENCES = ("control:head", "previous", "base")
 """Models that may have the adapted model's classes, the best comparison first."""
 LEAST_PER_DOMAIN = 50
-SHOWN = 3
+SHOWN = 2
+METHODS_SHOWN = 2
 FEWEST = 5
 _TOP = 0.1
 _CHANCE_TOP = _TOP / (2 - _TOP)
@@ -357,7 +358,7 @@ def _grid(
     out: list[GridRow] = []
     for at in np.argsort(priority(context.seed, ids), kind="stable")[:SHOWN]:
         pictures = []
-        for method, other in moved.items():
+        for method, other in list(moved.items())[:METHODS_SHOWN]:
             mine = found[method].select(rows[[at]])
             theirs = other.select(np.array([at]))
             scale = [x.values[0] / max(float(np.abs(x.values[0]).max()), 1e-12) for x in (mine, theirs)]

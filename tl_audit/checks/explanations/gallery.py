@@ -39,7 +39,9 @@ from tl_audit.records.exhibits import (
 from tl_audit.subject import Subject
 
 SHOWN = 3
-GROUPS_SHOWN = 4
+GROUPS_SHOWN = 2
+BOTH_MODELS_UP_TO = 2
+"""Methods with which a row also holds the reference model's maps; with more of them TLA708 shows both models beside each other."""
 WORST_SHOWN = 2
 
 
@@ -76,13 +78,13 @@ def gallery(
     grid_rows: list[GridRow] = []
     for section in sections:
         reference: dict[str, Attribution] = {}
-        if reference_key is not None and evidence.samples != "off":
+        if reference_key is not None and evidence.samples != "off" and len(same) <= BOTH_MODELS_UP_TO:
             reference = _explain_again(subject.models[reference_key], section, same, context, notes, reference_key, subject.adapted)
         for i in range(len(section.rows)):
             grid_rows.append(_grid_row(subject, evidence, context, section, i, reference, reference_key, gains, lead))
     if evidence.samples != "off":
         grid_rows.append(_random_row(evidence, context, sections[0]))
-    what = "adapted" if reference_key is None else f"adapted and {reference_key.replace('control:', 'control ')}"
+    what = "adapted" if reference_key is None or len(same) > BOTH_MODELS_UP_TO else f"adapted and {reference_key.replace('control:', 'control ')}"
     return [
         ImageGrid(
             id="gallery",
