@@ -346,7 +346,9 @@ def cam_rows(s: Setting) -> None:
     n = 16 if s.large else 64
     s = s.first(n)
     one = ours(s, explained(s, "grad_cam", layer=s.layers[-1]), evaluations=1, maps=True)
-    compare(s, f"Grad-CAM, {n} pictures, one layer", one, [f(s, s.layers[-1:]) for f in (captum_cam, grad_cam_package, torchcam_package)])
+    compare(
+        s, f"Grad-CAM, {n} pictures, one layer", one, [f(s, s.layers[-1:]) for f in (captum_cam, grad_cam_package, torchcam_package)], 7
+    )
 
 
 def cam_pass_rows(s: Setting) -> None:
@@ -370,10 +372,10 @@ def cam_pass_rows(s: Setting) -> None:
         )
 
     peers = [grad_cam_package(s, s.layers), captum_cam(s, s.layers)]
-    compare(s, f"Grad-CAM, {n} pictures, {len(s.layers)} layers", run(["grad_cam"], [TARGET], s.layers, False), peers)
+    compare(s, f"Grad-CAM, {n} pictures, {len(s.layers)} layers", run(["grad_cam"], [TARGET], s.layers, False), peers, 7)
     alone = [k for k in range(5) if k != TARGET] + [TARGET]
     mine = run(five, alone, s.layers[-1:], True)
-    compare(s, f"{len(five)} CAM methods x 5 classes + features + probabilities, {n} pictures", mine, [many_cams(s.first(n // 8))])
+    compare(s, f"{len(five)} CAM methods x 5 classes + features + probabilities, {n} pictures", mine, [many_cams(s.first(n // 8))], 7)
 
 
 def many_cams(setting: Setting) -> Peer:
@@ -591,6 +593,56 @@ def tables_row(device: torch.device) -> None:
     contest(f"LIME tables, {len(t.rows)} rows, {device.type}", t.net, t.rows.repeat(3, 1)[:512], mine, peers, batch=512)
 
 
+def gradient_table_rows(device: torch.device) -> None:
+    """Expected gradients and DeepLIFT-SHAP of a perceptron, against all rows of a background."""
+    t = table(device)
+    background, n = t.background[:50], 10
+
+    def compare_with(method: str, what: str, peers: Sequence[Peer], budget: int) -> None:
+        if method not in METHODS:
+            print(f"{what}: not there yet")
+            return
+        mine = Ours(
+            len(t.rows),
+            lambda: explain(t.model, t.rows, method=method, target="yes", background=background, budget=budget),
+            lambda a: list(a.player_values),
+            lambda a: a.budget * len(a) // 2,
+            lambda a: a.budget * len(a) // 2,
+        )
+        contest(f"{what}, {device.type}", t.net, t.rows.repeat(3, 1)[:512], mine, peers, batch=512)
+
+    def shap_gradients() -> Any:
+        import shap
+
+        return shap.GradientExplainer(t.net, background).shap_values(t.rows[:n], nsamples=200, rseed=0)[..., 1]
+
+    def captum_gradients() -> Any:
+        from captum.attr import GradientShap
+
+        torch.manual_seed(0)
+        return GradientShap(t.net).attribute(t.rows[:n].clone(), background, n_samples=200, target=1).detach().cpu().numpy()
+
+    def shap_deep() -> Any:
+        import shap
+
+        return shap.DeepExplainer(t.net, background).shap_values(t.rows[:n])[..., 1]
+
+    def captum_deep() -> Any:
+        from captum.attr import DeepLiftShap
+
+        # captum's refuses a batch whose rows times background it cannot keep apart: one row at a time, as its example does
+        lift = DeepLiftShap(t.net)
+        return np.concatenate([lift.attribute(row[None].clone(), background, target=1).detach().cpu().numpy() for row in t.rows[:n]])
+
+    gradients = [
+        Peer("shap GradientExplainer", n, quietly(shap_gradients), list),
+        Peer("captum GradientShap", n, quietly(captum_gradients), list),
+    ]
+    compare_with("gradient_shap", f"expected gradients, table, {len(t.rows)} rows x 200 draws", gradients, 451)
+    deep = [Peer("shap DeepExplainer", n, quietly(shap_deep), list), Peer("captum DeepLiftShap", n, quietly(captum_deep), list)]
+    compare_with("deep_lift_shap", f"DeepLIFT-SHAP, table, {len(t.rows)} rows x {len(background)} of a background", deep, 102)
+
+
 ROWS: tuple[tuple[str, Callable[[Setting], None]], ...] = (
     ("lime", lime_rows),
     ("kernel_shap", kernel_shap_rows),
@@ -605,11 +657,11 @@ ROWS: tuple[tuple[str, Callable[[Setting], None]], ...] = (
     ("audit", audit_rows),
 )
 
-TABLE_ROWS: tuple[tuple[str, Callable[[torch.device], None]], ...] = (("lime", tables_row),)
+TABLE_ROWS: tuple[tuple[str, Callable[[torch.device], None]], ...] = (("lime", tables_row), ("gradients", gradient_table_rows))
 
 
-def compare(s: Setting, what: str, mine: Ours, peers: Sequence[Peer]) -> None:
-    contest(f"{s.name}: {what}", s.net, s.rows(), mine, peers, batch=s.batch(), repeats=s.repeats)
+def compare(s: Setting, what: str, mine: Ours, peers: Sequence[Peer], repeats: int | None = None) -> None:
+    contest(f"{s.name}: {what}", s.net, s.rows(), mine, peers, batch=s.batch(), repeats=repeats or s.repeats)
 
 
 def missing(s: Setting, what: str, method: str) -> bool:
