@@ -137,6 +137,8 @@ def _check(asked: Asked) -> None:
         raise ConfigError("--method is empty; `tl-audit explain --help` lists the methods")
     for method in asked.methods:
         explainer(method, layer=asked.layer)
+    if asked.quality and _assess() is None:
+        raise ConfigError("--quality: this version cannot check maps outside an audit; run `tl-audit run` with --select TLA7")
     if asked.most is not None and asked.most < 1:
         raise ConfigError(f"--most is {asked.most}: expected at least 1")
     if asked.rows and (asked.all_rows or asked.most is not None):
@@ -287,18 +289,25 @@ def _true(asked: Asked, model: Model, domain: Domain, read: NDArray[np.int64]) -
 
 
 def _maps(asked: Asked, model: Model, inputs: Inputs, targets: Targets, method: str, memo: Memo, say: Callable[[str], None]) -> Attribution:
-    from tl_audit.attribution import explain_inputs, quality
+    from tl_audit.attribution import explain_inputs
 
     maps = explain_inputs(
         model, inputs, method=method, targets=targets, seed=asked.seed, budget=asked.budget, memo=memo, layer=asked.layer
     )  # fmt: skip
     if not asked.quality:
         return maps
-    assess = getattr(quality, "assess", None)
-    if assess is None:
-        raise ConfigError("--quality: this version cannot check maps outside an audit; run `tl-audit run` with --select TLA7")
     say(f"checking the maps of {method} against random maps and permuted weights")
+    assess = _assess()
+    assert assess is not None  # _check asked
     return _stamped(maps, assess(model, maps))
+
+
+def _assess() -> Callable[..., Any] | None:  # Any: stamped maps, or their stamp
+    """The quality check of maps, where this version has one."""
+    from tl_audit.attribution import quality
+
+    found: Callable[..., Any] | None = getattr(quality, "assess", None)
+    return found
 
 
 def _stamped(maps: Attribution, found: Any) -> Attribution:  # Any: stamped maps, or their stamp

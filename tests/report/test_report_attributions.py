@@ -403,6 +403,13 @@ def test_notebook_views_hold_no_inline_drawing_and_no_script(rng: np.random.Gene
         assert shape(html).faults == []
 
 
+def test_viewers_without_html_get_plain_text_and_a_picture(rng: np.random.Generator) -> None:
+    bundle = pictures([[1.0, 2.0, -3.0, 4.0], [4.0, 2.0, -3.0, 1.0]])._repr_mimebundle_()
+    assert set(bundle) == {"text/html", "text/plain", "image/png"}
+    assert bundle["image/png"].startswith(b"\x89PNG")  # type: ignore[arg-type]
+    assert set(table(rng.normal(size=(2, 3)))._repr_mimebundle_()) == {"text/html", "text/plain"}
+
+
 # ---- files ----------------------------------------------------------------------------------------------------------------------------------
 
 

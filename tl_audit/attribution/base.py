@@ -253,6 +253,13 @@ class Attribution:
         html: str = import_module("tl_audit.report.notebook").attribution_fragment(self, part_labels(self))
         return html
 
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str | bytes]:  # Any: IPython's filters
+        from importlib import import_module
+
+        bundle: dict[str, str | bytes] = {"text/html": self._repr_html_(), "text/plain": repr(self)}
+        sheet: bytes | None = import_module("tl_audit.report.maps").sheet_png(self)
+        return bundle if sheet is None else bundle | {"image/png": sheet}
+
 
 class Explainer(Protocol):
     """A frozen dataclass whose fields are its settings. Touches the model only through ``evaluation.evaluating``.

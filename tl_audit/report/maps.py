@@ -30,6 +30,7 @@ __all__ = [
     "panels",
     "part_outlines",
     "reading_words",
+    "sheet_png",
     "target_name",
     "unit_words",
 ]
@@ -284,6 +285,34 @@ def _rest(values: Sequence[float | None], what: str) -> str:
 def _bar_words(bars: Sequence[Bar]) -> str:
     have = sorted((b for b in bars if b.value is not None), key=lambda b: -abs(b.value or 0.0))[:3]
     return "Largest: " + ", ".join(f"{b.label} {b.value:.3g}" for b in have) if have else "No column has an attribution."
+
+
+def sheet_png(attribution: Any, most: int = 4) -> bytes | None:
+    """Input and map of the first samples as one PNG, for viewers that show no HTML; None where there are no pictures."""
+    import io
+
+    from PIL import Image
+
+    rows = []
+    for sample in attribution_samples(attribution, most, None, Counters()) if _spatial(attribution) else ():
+        pictures = [Image.open(io.BytesIO(base64.b64decode(p.src.split(",", 1)[1]))).convert("RGB") for p in sample.pictures if p.src]
+        if pictures:
+            rows.append(pictures)
+    if not rows:
+        return None
+    gap = 6
+    width = max(sum(p.width + gap for p in row) for row in rows) - gap
+    sheet = Image.new("RGB", (width, sum(max(p.height for p in row) + gap for row in rows) - gap), "white")
+    y = 0
+    for row in rows:
+        x = 0
+        for picture in row:
+            sheet.paste(picture, (x, y))
+            x += picture.width + gap
+        y += max(p.height for p in row) + gap
+    file = io.BytesIO()
+    sheet.save(file, format="PNG")
+    return file.getvalue()
 
 
 # ---- comparisons ----------------------------------------------------------------------------------------------------------------------------
