@@ -292,7 +292,8 @@ def _regions(evidence: Evidence, ids: Sequence[str]) -> tuple[BoolArray, BoolArr
 def _mass_change(a: Attribution, b: Attribution, masks: BoolArray, known: BoolArray) -> FloatArray:
     """Mass inside the region with the adapted model minus that with the other; NaN where there is no region or no map."""
     out = np.full(len(a), np.nan)
-    rows = np.flatnonzero(known & ~a.blank & ~b.blank)
+    # a region that the crop cut off says nothing of where the mass went
+    rows = np.flatnonzero(known & masks.any(axis=(1, 2)) & ~a.blank & ~b.blank)
     if a.inputs.players.spatial and rows.size:
         out[rows] = mass_inside(a.values[rows], masks[rows]) - mass_inside(b.values[rows], masks[rows])
     return out
