@@ -24,7 +24,7 @@ from tl_audit.models.model import Model
 
 FloatArray = NDArray[np.float64]
 TABLE_NEIGHBOURS = 5000  # lime's own default; they are shared by all rows
-_AT_ONCE = 1_000_000  # numbers of features held at once
+_AT_ONCE = 300_000  # numbers of features held at once: what stays near the processor
 _FIRST = 64  # evaluations before the first look at convergence
 
 
@@ -117,7 +117,7 @@ class LIME:
                 if not unsettled:
                     break
             spent, notes = evaluator.evaluations, evaluator.notes
-        params = {"scheme": "parts on and off", "reference": reference.name}
+        params = {"scheme": "parts on and off", "reference": reference.name, **evaluator.facts}
         return self._result(inputs, targets, run, [fits[i] for i in range(len(hoods))], spent, notes, unsettled, params)
 
     def _fit_parts(self, hoods: list[NDArray[np.bool_]], values: FloatArray, near: Neighbourhood) -> list[Fit]:
@@ -149,7 +149,7 @@ class LIME:
         fits: dict[int, Fit] = {}
         active = np.arange(n)
         unsettled, done = 0, 1
-        with evaluating(model, batch_size=run.batch_size, outputs_only=-(-budget // max(n, 1)), sample=inputs.tensor[:8]) as evaluator:
+        with evaluating(model, batch_size=run.batch_size, outputs_only=budget, sample=inputs.tensor[:8]) as evaluator:
             own = targets.of(evaluator.all_scores(inputs.tensor, self.output))
             tables: list[FloatArray] = []
             device = evaluator.device if evaluator.device.type == "cuda" else torch.device("cpu")
@@ -168,6 +168,7 @@ class LIME:
             "neighbours": done,
             "shared_evaluations": done - 1,
             "sharing": "the neighbours are evaluated once for all samples; the evaluations per sample are one and its share of them",
+            **evaluator.facts,
         }
         return self._result(inputs, targets, run, [fits[i] for i in range(n)], spent, notes, unsettled, params)
 
