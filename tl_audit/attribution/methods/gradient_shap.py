@@ -1,0 +1,169 @@
+"""Gradient SHAP (expected gradients): integrated gradients, averaged over a background, by drawing rows and places on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from tl_audit.attribution.base import Attribution, Inputs, Run, Targets
+from tl_audit.attribution.evaluation import Evaluator, Quantity, evaluating
+from tl_audit.attribution.gradients import FloatArray, IntArray, Noise, Site, means_over_draws, ranges, wide
+from tl_audit.attribution.maps import blank_maps, from_elements, without_nonfinite
+from tl_audit.attribution.reference import Reference, baseline_of, drawn_background
+from tl_audit.errors import ConfigError
+from tl_audit.measures.sampling import generator
+from tl_audit.models.model import Model
+
+_STRATA = 8
+_FIRST = 4 * _STRATA
+_OWN = 8
+"""Noisy copies of the baseline that stand for a background where there is none."""
+
+
+@dataclass(frozen=True)
+class GradientSHAP:
+    """Mean of (x - b) * d output / d input at b + alpha (x - b), over rows b of a background and alpha in [0, 1]: signed, in units of the output.
+
+    Draws come in blocks: alpha once in each of 8 equal strata, rows of the background in turn, both drawn from (seed, method, sample id).
+    What a draw's values sum to is known but for chance (f(x) - f(b)), so the mean is corrected by regression on that difference; the correction
+    lowers the error and leaves hardly anything to ``completeness``, so that the standard errors (from the means of blocks) say how exact the values are.
+    A draw is one forward and one backward pass, two model evaluations; each sample and each row of the background costs one more.
+
+    Attributes
+    ----------
+    baseline : the input that stands for "nothing there", instead of a background (one, or one per sample)
+    noise : without a background, its rows are 8 copies of the baseline with Gaussian noise of this share of the range of the sample's numbers
+    output : what is explained: "logit" or "probability"
+    convergence : stop when the largest 95 % half-width of a sample's values is at most this share of their range; None: spend the budget
+
+    References
+    ----------
+    Erion et al. (2021). Improving performance of deep learning models with axiomatic attribution priors and expected gradients. arXiv:1906.10670
+    Lundberg and Lee (2017). A unified approach to interpreting model predictions. arXiv:1705.07874
+    """
+
+    baseline: torch.Tensor | None = None
+    noise: float = 0.05
+    output: Quantity = "logit"
+    convergence: float | None = None
+
+    name: ClassVar[str] = "gradient_shap"
+    signed: ClassVar[bool] = True
+    stochastic: ClassVar[bool] = True
+    complete: ClassVar[bool] = True
+    needs_gradients: ClassVar[bool] = True
+    needs_space: ClassVar[bool] = False
+
+    def __call__(self, model: Model, inputs: Inputs, targets: Targets, run: Run) -> Attribution:
+        budget, n = run.most(), len(inputs)
+        if budget < 6:
+            raise ConfigError(f"gradient_shap needs a budget of at least 6 model evaluations, not {budget}")
+        if not self.noise >= 0:
+            raise ConfigError(f"noise is {self.noise}: expected a share of the range of the sample's numbers, 0 or more")
+        shared, note = self._background(inputs, budget, run)
+        rows = min(_OWN, (budget - 1) // 3) if shared is None else len(shared)
+        draws = (budget - 1 - rows) // 2
+        block = max(1, min(_STRATA, draws // 4))
+        draws -= draws % block
+        alpha, row = self._plan(inputs, run.seed, rows, draws, block)
+        kind = wide(inputs.tensor.dtype)
+        with evaluating(model, batch_size=run.batch_size) as evaluator:
+            site = Site(evaluator)
+            x = inputs.tensor.detach().to(evaluator.device, kind)
+            background = self._rows(evaluator, inputs, shared, run.seed)
+            gaps = evaluator.scores(inputs.tensor, targets, self.output)[:, None] - self._below(
+                evaluator, inputs, targets, background, shared, rows
+            )
+
+            def contributions(samples: IntArray, which: IntArray) -> tuple[torch.Tensor, FloatArray]:
+                high, low = x[torch.as_tensor(samples, device=x.device)], background(samples, row[samples, which])
+                at = torch.as_tensor(alpha[samples, which], device=x.device, dtype=kind).reshape(-1, *[1] * (x.ndim - 1))
+                _, _, slope = site.slopes(evaluator.prepare(torch.lerp(low, high, at)), targets[samples], self.output)
+                found = site.maps(slope.to(kind) * (high - low), inputs).flatten(1)
+                return found, found.double().sum(dim=1).cpu().numpy() - gaps[samples, row[samples, which]]
+
+            found = means_over_draws(evaluator, inputs, contributions, draws=draws, block=block, first=_FIRST, convergence=self.convergence)
+            spent, notes = evaluator.evaluations, sorted(evaluator.notes)
+        elements, players = from_elements(found.maps.reshape(inputs.players.assignment.shape), inputs.players)
+        elements = without_nonfinite(elements)
+        change = np.array([gaps[i, row[i, : found.used[i]]].mean() for i in range(n)])
+        if note is not None:
+            notes.append(note)
+        return Attribution(
+            values=elements, player_values=players, targets=targets.index, against=targets.against, method=self.name, inputs=inputs, signed=True, seed=run.seed,
+            budget=round(spent / max(1, n)), completeness=np.array([p.sum() for p in players]) - change, blank=blank_maps(elements),
+            standard_error=found.errors,
+            params={
+                "draws": int(found.used.max(initial=0)), "rows": rows, "output": self.output,
+                "reference": f"{rows} noisy copies of the baseline" if shared is None else "rows of the background" if self.baseline is None else "given baseline",
+                **({"noise": self.noise} if shared is None else {}), **({} if self.convergence is None else {"convergence": self.convergence}),
+            },
+            caveats=(*notes, *found.caveats()),
+        )  # fmt: skip
+
+    def _background(self, inputs: Inputs, budget: int, run: Run) -> tuple[torch.Tensor | None, str | None]:
+        """Rows that all samples share, at most a third of the budget, or None."""
+        if self.baseline is not None or inputs.background is None:
+            return None, None
+        found, note = drawn_background(
+            Reference("drawn", inputs.background.detach().cpu(), "rows of the background"),
+            most=(budget - 1) // 3,
+            seed=run.seed,
+            method=self.name,
+        )
+        return found.rows, note
+
+    def _plan(self, inputs: Inputs, seed: int, rows: int, draws: int, block: int) -> tuple[FloatArray, IntArray]:
+        """(N, draws) places on the way and rows of the background."""
+        alpha, row = np.empty((len(inputs), draws)), np.empty((len(inputs), draws), dtype=np.int64)
+        for i, sample in enumerate(inputs.ids):
+            rng = generator(seed, self.name, sample)
+            strata = rng.permuted(np.tile(np.arange(block), (draws // block, 1)), axis=1)
+            alpha[i] = ((strata + rng.uniform(size=strata.shape)) / block).reshape(-1)
+            row[i] = rng.permuted(np.tile(np.arange(rows), (-(-draws // rows), 1)), axis=1).reshape(-1)[:draws]
+        return alpha, row
+
+    def _rows(
+        self, evaluator: Evaluator, inputs: Inputs, shared: torch.Tensor | None, seed: int
+    ) -> Callable[[IntArray, IntArray], torch.Tensor]:
+        """(samples, row numbers) -> rows of the background: those shared by all, or a sample's own noisy baselines."""
+        kind = wide(inputs.tensor.dtype)
+        if shared is not None:
+            all_rows = shared.to(evaluator.device, kind)
+            return lambda samples, rows: all_rows[torch.as_tensor(rows, device=all_rows.device)]
+        noise = Noise(seed, self.name, inputs.ids, inputs.tensor.shape[1:], evaluator.device, kind)
+        baseline = baseline_of(inputs, self.baseline).to(evaluator.device, kind)
+        scale = self.noise * ranges(inputs.tensor.detach().to(evaluator.device, kind))
+
+        def noisy(samples: IntArray, rows: IntArray) -> torch.Tensor:
+            own = torch.as_tensor(samples, device=baseline.device)
+            return baseline[own] + scale[own] * noise.rows(samples, rows)
+
+        return noisy
+
+    def _below(
+        self,
+        evaluator: Evaluator,
+        inputs: Inputs,
+        targets: Targets,
+        background: Callable[[IntArray, IntArray], torch.Tensor],
+        shared: torch.Tensor | None,
+        rows: int,
+    ) -> FloatArray:
+        """(N, rows) what is explained at each row of each sample's background."""
+        n = len(inputs)
+        if shared is not None:
+            table = evaluator.all_scores(shared, self.output)
+            return np.stack([targets[np.full(rows, i)].of(table) for i in range(n)])
+        sample, row = np.repeat(np.arange(n), rows), np.tile(np.arange(rows), n)
+
+        def batch(at: slice) -> FloatArray:
+            with torch.no_grad():
+                scores = evaluator.score(evaluator.prepare(background(sample[at], row[at])), targets[sample[at]], self.output)
+            return np.asarray(scores.double().cpu().numpy())
+
+        return np.concatenate(evaluator.each_batch(len(sample), batch)).reshape(n, rows)
