@@ -101,6 +101,7 @@ def ablate_parts(
             "reference": reference.name,
             "output": output,
             "fills": int(found.values[0].shape[1]) if found.values else 0,
+            **evaluator.facts,
         },
         caveats=tuple(caveats),
     )

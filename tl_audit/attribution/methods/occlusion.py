@@ -128,6 +128,7 @@ class Occlusion:
                 "window": list(places.window),
                 "stride": list(places.stride),
                 "fills": int(found.values[0].shape[1]) if n else 0,
+                **evaluator.facts,
             },
             caveats=tuple(sorted(notes)),
         )

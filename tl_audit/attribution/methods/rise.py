@@ -98,7 +98,7 @@ class RISE:
             elements, players = masks.maps([differences[i, : used[i]] for i in range(n)], [p[0] for p in pooled])
         elements = without_nonfinite(elements)
         caveats = sorted(notes)
-        params = {"reference": reference.name, "output": self.output, "masks": int(2 * used.max(initial=0))}
+        params = {"reference": reference.name, "output": self.output, "masks": int(2 * used.max(initial=0)), **evaluator.facts}
         if inputs.players.spatial:
             params["cells"] = self.cells
         if self.convergence is not None:
