@@ -50,6 +50,7 @@ def explain(
     players: Players | None = None,
     segmentation: str | None = None,
     preprocessing: InputSpec | None = None,
+    quality: bool = False,
     **settings: Any,  # Any: further settings of the method, checked by name
 ) -> Attribution:
     """How much each part of these inputs counted for one output of the model. The model is given back untouched.
@@ -73,6 +74,7 @@ def explain(
     players : the input parts; None: made by ``segmentation`` (at most 49 superpixels; columns)
     segmentation : "slic" (default on images), "quickshift", "grid"
     preprocessing : instead of the model's own
+    quality : True: hold the maps against random maps and permuted weights, and stamp them (``quality.assess``); costs several times the explanation
     settings : further settings of the method, by the names of its fields
 
     Raises
@@ -87,7 +89,12 @@ def explain(
         batch_size=batch_size,
     )  # fmt: skip
     targets = None if target is None and against is None else resolve_targets(wrapped, made, target, against, batch_size=size)
-    return run_explainers(wrapped, made, [chosen], targets, Run(seed, _checked(budget), size))[0]
+    found = run_explainers(wrapped, made, [chosen], targets, Run(seed, _checked(budget), size))[0]
+    if not quality:
+        return found
+    from tl_audit.attribution.quality import assess  # late: it explains through this module
+
+    return assess(wrapped, found, seed=seed)
 
 
 def explain_all(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from tl_audit.attribution import EXPLAINERS, Attribution, explainer
-from tl_audit.attribution.quality import residuals
+from tl_audit.attribution.quality import BAD, residuals
 from tl_audit.checks.base import Context, check, metric
 from tl_audit.checks.explanations.shared import (
     BoolArray,
@@ -30,8 +30,6 @@ from tl_audit.records.exhibits import Bar, Bars, Cell, Column, Exhibit, Table
 from tl_audit.records.metrics import Measurement, Metric
 from tl_audit.subject import Subject
 
-BAD = 0.05
-"""A residual above this share of the change that is explained counts as bad (ours)."""
 DOUBLINGS = 4
 
 

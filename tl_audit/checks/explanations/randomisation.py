@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from tl_audit.attribution import Attribution, explainer
-from tl_audit.attribution.quality import DRAWS, randomised
+from tl_audit.attribution.quality import DRAWS, UNCHANGED, randomised
 from tl_audit.checks.base import Context, check, exact, metric
 from tl_audit.checks.explanations.shared import (
     Maps,
@@ -50,7 +50,7 @@ def parameter_randomisation(subject: Subject, evidence: Evidence, context: Conte
 
     How it is measured: three copies of the model get every weight tensor, and BatchNorm's statistics, permuted in itself; the same samples are explained again, for the same class,
     at half the budget. Maps are compared by Spearman's rank correlation of absolute values (images pooled to 14 x 14). The ceiling is the same model with another
-    seed; the effect is ceiling minus similarity, per sample. An edge map and random maps of the same smoothness are floor references.
+    seed; the effect is ceiling minus similarity, per sample (exactly 0 where every map is bit-equal). An edge map and random maps of the same smoothness are floor references.
     Intervals are over samples or clusters, for these three copies.
 
     Why it matters: a map that stays when everything learned is gone shows the input, not the model.
@@ -92,7 +92,13 @@ def parameter_randomisation(subject: Subject, evidence: Evidence, context: Conte
                 )
             )
             top = 1.0
-        metrics.append(metric("randomisation_effect", effect, rules=rules, better="higher", slice=where))
+        if measured.unchanged:
+            metrics.append(
+                exact("randomisation_effect", 0.0, n={"target": effect.n}, better="higher", slice=where, null=0.0, reason=UNCHANGED)
+            )
+            caveats.append(f"{method}: {UNCHANGED}")
+        else:
+            metrics.append(metric("randomisation_effect", effect, rules=rules, better="higher", slice=where))
         if measured.edges is not None:
             edges = mean_over(measured.edges, cluster, bounds=(-1, 1), nothing=nothing)
             metrics.append(metric("edge_similarity", edges, rules=rules, slice=where))
