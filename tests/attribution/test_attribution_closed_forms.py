@@ -145,7 +145,7 @@ def test_a_column_that_does_not_count_gets_zero_and_equals_get_the_same(method):
     assert a.values[0, 0] == pytest.approx(a.values[0, 1], abs=1e-6)
 
 
-@pytest.mark.parametrize("method", ASKING)
+@pytest.mark.parametrize("method", [m for m in ASKING if m != "eigen_cam"])  # which knows no outputs
 def test_a_constant_model_gives_zero_maps_marked_blank(method):
     class Constant(nn.Module):
         def __init__(self) -> None:

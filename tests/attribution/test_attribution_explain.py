@@ -11,7 +11,7 @@ from torch import nn
 
 import tl_audit as ta
 from tests.attribution.attribution_fakes import ASKING
-from tl_audit.attribution import explain
+from tl_audit.attribution import EXPLAINERS, explain
 from tl_audit.errors import ConfigError, DataError, ModelError
 from tl_audit.modality import fit_encoding
 from tl_audit.models import Model, SmallCNN, TableMLP
@@ -82,7 +82,7 @@ def test_the_predicted_class_is_explained_by_default(cnn):
     assert explain(cnn, x).targets.tolist() == predicted.tolist()
 
 
-@pytest.mark.parametrize("method", [m for m in ASKING if m != "grad_cam"])
+@pytest.mark.parametrize("method", [e.name for e in EXPLAINERS if e.name in ASKING and not e.needs_space])
 def test_tables_are_explained_by_their_own_columns(method, mlp, frame):
     a = explain(mlp, frame[:4], method=method, background=frame, target="yes", budget=80)
     assert a.values.shape == (4, 3)

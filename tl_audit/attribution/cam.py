@@ -198,19 +198,7 @@ def together(explainers: Sequence[LayerCamMethod], model: Model, inputs: Inputs,
     require_space(explainers[0].name, inputs)
     with evaluating(model, batch_size=run.batch_size) as evaluator:
         done = _pass(model, evaluator, inputs.tensor, explainers, [[e.layer] for e in explainers], [targets], features=False)
-    return [
-        attribution(
-            explainers[i],
-            done.layers[layer],
-            maps,
-            inputs,
-            done.targets[0],
-            run,
-            budget=done.evaluations,
-            caveats=done.caveats(explainers[i], layer, evaluator.notes),
-        )
-        for (i, layer, _), maps in done.coarse.items()
-    ]
+    return [_found(explainers[i], done, done.layers[layer], i, inputs, done.targets[0], run, evaluator) for i, layer, _ in done.coarse]
 
 
 class LayerMaps(NamedTuple):
@@ -262,16 +250,8 @@ def layer_maps(model: Model, inputs: Inputs, targets: Targets, run: Run, *, arou
     maps = {}
     for name in names:
         reason = reasons.get(name, f"last layer of its stage ({found.grids[found.same[name]]})")
-        maps[name] = attribution(
-            explainer,
-            Choice(name, found.grids[found.same[name]], reason),
-            done.coarse[0, name, 0],
-            inputs,
-            targets,
-            run,
-            budget=done.evaluations,
-            caveats=done.caveats(explainer, name, evaluator.notes),
-        )
+        chosen = Choice(name, found.grids[found.same[name]], reason)
+        maps[name] = _found(explainer, done, chosen, 0, inputs, targets, run, evaluator)
     return LayerMaps(choice.name, choice.reason, near, last, maps)
 
 
@@ -281,8 +261,18 @@ def require_space(method: str, inputs: Inputs) -> None:
         raise ModelError(f"{method} needs a spatial layer, and these inputs are columns: use integrated_gradients, kernel_shap or lime")
 
 
+def _found(
+    explainer: LayerCamMethod, done: _Done, choice: Choice, number: int, inputs: Inputs, targets: Targets, run: Run, evaluator: Evaluator
+) -> Attribution:
+    return attribution(
+        explainer.name, choice, done.coarse[number, choice.name, 0], inputs, targets, run, budget=done.evaluations,
+        caveats=(*explainer.says, *done.caveats(explainer, choice.name, evaluator.notes)), params=settings_of(explainer),
+        signed=explainer.gives_signs,
+    )  # fmt: skip
+
+
 def attribution(
-    explainer: LayerCamMethod,
+    method: str,
     choice: Choice,
     coarse: torch.Tensor,
     inputs: Inputs,
@@ -291,7 +281,8 @@ def attribution(
     *,
     budget: int,
     caveats: Sequence[str],
-    params: Mapping[str, Any] | None = None,  # Any: plain JSON values
+    params: Mapping[str, Any],  # Any: plain JSON values
+    signed: bool = False,
 ) -> Attribution:
     """The result of a method from its maps (N, h, w) at the layer's size."""
     values = enlarged(coarse, (int(inputs.tensor.shape[-2]), int(inputs.tensor.shape[-1])))
@@ -299,13 +290,32 @@ def attribution(
     elements = without_nonfinite(elements)
     facts: dict[str, Any] = {"layer": choice.name, "map": f"{choice.grid.height}x{choice.grid.width}"}
     return Attribution(
-        values=elements, player_values=players, targets=targets.index, against=targets.against, method=explainer.name, inputs=inputs,
-        signed=explainer.gives_signs, layer=choice.name, layer_reason=choice.reason, seed=run.seed, budget=budget, blank=blank_maps(elements),
-        params={**facts, **settings_of(explainer), **(params or {})}, caveats=(*explainer.says, *caveats),
+        values=elements, player_values=players, targets=targets.index, against=targets.against, method=method, inputs=inputs,
+        signed=signed, layer=choice.name, layer_reason=choice.reason, seed=run.seed, budget=budget, blank=blank_maps(elements),
+        params={**facts, **params}, caveats=tuple(caveats),
     )  # fmt: skip
 
 
-def settings_of(explainer: LayerCamMethod) -> dict[str, Any]:
+def activations(
+    model: Model, evaluator: Evaluator, x: torch.Tensor, layer: str | None, targets: Targets, *, method: str
+) -> tuple[Choice, torch.Tensor]:
+    """A layer, or the automatic one, and what it gives (N, C, h, w), without gradients: one forward pass."""
+    done = _pass(model, evaluator, x, [_Activations(layer)], [[layer]], [targets], features=False, method=method)
+    ((name, choice),) = done.layers.items()
+    return choice, done.coarse[0, name, 0]
+
+
+@dataclass(frozen=True)
+class _Activations(LayerCamMethod):
+    """All channels, unread."""
+
+    needs_gradients: ClassVar[bool] = False
+
+    def read(self, activation: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+        return activation
+
+
+def settings_of(explainer: Any) -> dict[str, Any]:  # Any: a frozen dataclass
     """The method's own settings by name, for ``params``."""
     return {f.name: getattr(explainer, f.name) for f in fields(explainer) if f.name != "layer"}
 
@@ -348,13 +358,15 @@ def _pass(
     columns: Sequence[Targets | None],
     *,
     features: bool,
+    method: str | None = None,
 ) -> _Done:
-    """All maps of all rows. ``asked``: layers of each explainer, None for the automatic one."""
+    """All maps of all rows. ``asked``: layers of each explainer, None for the automatic one; ``method``: who asks, for messages."""
+    method = method or explainers[0].name
     image = (int(x.shape[-2]), int(x.shape[-1]))
     layers: dict[str, Choice] = {}
     automatic = ""
     if any(None in wanted for wanted in asked):
-        choice = choose(survey(model, evaluator, evaluator.prepare(x[:1]), method=explainers[0].name))
+        choice = choose(survey(model, evaluator, evaluator.prepare(x[:1]), method=method))
         layers[choice.name] = choice
         automatic = choice.name
     jobs = [(i, automatic if layer is None else layer) for i, wanted in enumerate(asked) for layer in dict.fromkeys(wanted)]
@@ -368,20 +380,21 @@ def _pass(
         with watching(evaluator.net, names, gradients=bool(sloped)) as seen, _fed(evaluator.net, head, len(piece)) as fed:
             with torch.inference_mode(False), torch.set_grad_enabled(bool(sloped)):
                 scores, reading = evaluator.read(piece, quantities)
-            for i, name in jobs:
+            for name in names:
                 if name not in layers or name not in seen:
-                    grid = read_grid(name, seen, image, len(piece), explainers[i].name)
+                    grid = read_grid(name, seen, image, len(piece), method)
                     layers[name] = Choice(name, grid, f"asked for ({grid})")
-            given = {name: _full(layers[name].grid.maps(seen[name].detach())) for name in names}
+            given = {name: full_precision(layers[name].grid.maps(seen[name].detach())) for name in names}
             coarse: dict[tuple[int, str, int], torch.Tensor] = {}
             explained = [_predicted(reading.logits) if column is None else column[rows] for column in columns]
             rounds = [(k, q) for k in range(len(columns)) for q in quantities]
             for k, quantity in rounds:
                 slopes: dict[str, torch.Tensor] = {}
-                score = explained[k].pick(scores[quantity])
+                with torch.set_grad_enabled(bool(sloped)):
+                    score = explained[k].pick(scores[quantity])
                 if sloped:
                     found = gradients(score, [seen[name] for name in sloped], again=(k, quantity) != rounds[-1])
-                    slopes = {name: _full(layers[name].grid.maps(g)) for name, g in zip(sloped, found, strict=True)}
+                    slopes = {name: full_precision(layers[name].grid.maps(g)) for name, g in zip(sloped, found, strict=True)}
                 for i, name in jobs:
                     explainer = explainers[i]
                     if not explainer.needs_gradients:
@@ -423,7 +436,7 @@ def _fed(net: nn.Module, head: str | None, rows: int) -> Iterator[list[torch.Ten
             raise ModelError(f"the head {head!r} did not run: name the one that makes the outputs with head=...")
 
 
-def _full(tensor: torch.Tensor) -> torch.Tensor:
+def full_precision(tensor: torch.Tensor) -> torch.Tensor:
     """float32 or better: sums over places overflow in half precision."""
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 

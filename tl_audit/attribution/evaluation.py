@@ -166,5 +166,5 @@ def gradients(of: torch.Tensor, wrt: Sequence[torch.Tensor], *, again: bool = Fa
         raise ModelError(
             "the model gives no gradients (no_grad, inference_mode or quantised inside its forward): use kernel_shap or lime, which need none"
         )
-    found = torch.autograd.grad(of.sum(), list(wrt), allow_unused=True, retain_graph=again)
+    found = torch.autograd.grad(of, list(wrt), grad_outputs=torch.ones_like(of), allow_unused=True, retain_graph=again)
     return [torch.zeros_like(at) if grad is None else grad for at, grad in zip(wrt, found, strict=True)]

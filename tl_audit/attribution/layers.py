@@ -40,14 +40,6 @@ class Grid(NamedTuple):
             tensor = tensor[:, self.prefix :].reshape(len(tensor), self.height, self.width, -1)
         return tensor if self.layout == "channels_first" else tensor.permute(0, 3, 1, 2)
 
-    def scaled(self, tensor: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-        """The layer's output with every channel times ``factor`` (B, C) at the places of the map; leading tokens stay."""
-        if self.layout == "channels_first":
-            return tensor * factor[:, :, None, None]
-        if self.layout == "channels_last":
-            return tensor * factor[:, None, None, :]
-        return torch.cat([tensor[:, : self.prefix], tensor[:, self.prefix :] * factor[:, None, :]], dim=1)
-
     def __str__(self) -> str:
         return f"{self.height} x {self.width}" + (f", {self.prefix} leading token(s) dropped" if self.prefix else "")
 
@@ -261,7 +253,8 @@ def _with_gradient(scores: torch.Tensor, found: Survey, seen: Mapping[str, torch
     if not scores.requires_grad:
         return frozenset()
     # every class with a weight of its own: the sample's own class may happen to get no gradient
-    target = (scores * torch.arange(1, scores.shape[1] + 1, device=scores.device)).sum()
+    with torch.enable_grad():
+        target = (scores * torch.arange(1, scores.shape[1] + 1, device=scores.device)).sum()
     large = set(found.large)
     alive: set[str] = set()
     for names in ([n for n in found.order if n in large], [n for n in found.order if n not in large]):
