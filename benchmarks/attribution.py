@@ -26,7 +26,7 @@ from torch.nn import functional as F
 import tl_audit as ta
 from benchmarks.contest import Ours, Peer, Values, contest
 from tl_audit.attribution import METHODS, Attribution, Inputs, Targets, batch_size_for, explain, explain_inputs
-from tl_audit.attribution.quality import STEPS, Ranking, relevance_orders, removal_curves
+from tl_audit.attribution.removal import STEPS, Ranking, relevance_orders, removal_curves
 from tl_audit.modality import TENSOR
 
 TARGET = 3
