@@ -207,6 +207,18 @@ def test_a_mistake_is_one_sentence_exit_2_and_no_page(explain: Run, table_run: P
     assert out == ""
 
 
+def test_maps_are_stamped_when_asked_for(explain: Run, picture_run: Path, tmp_path: Path) -> None:
+    argv = ("--model", picture_run / "run", "--input", picture_run / "data", "--most", 3, "--method", "kernel_shap", "--budget", 40)
+    assert explain(*argv)[0] == 0
+    assert "not checked</b>: no quality check" in page(tmp_path / "out")
+    code, _, err = explain(*argv, "--quality", "--base")
+    assert code == 0, err
+    assert "permuted weights" in err
+    data = json.loads((tmp_path / "out" / "attributions.json").read_text())
+    assert all(data["maps"][name]["quality"]["text"] for name in ("base", "adapted"))
+    assert data["maps"]["adapted"]["quality"]["text"].split(";")[0] in page(tmp_path / "out")
+
+
 def test_base_needs_a_run_directory(explain: Run, table_run: Path) -> None:
     code, _, err = explain(
         "--model", table_run / "run" / "adapted.safetensors", "--arch", "tl_audit:mlp", "--classes", "ill,well", "--base",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,7 @@ from tl_audit.errors import ConfigError, DataError, ModelError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from tl_audit.attribution import Attribution, Inputs, Memo, Targets
+    from tl_audit.attribution import Attribution, Inputs, Targets
     from tl_audit.attribution.comparison import Comparison
     from tl_audit.attribution.importance import Importance
     from tl_audit.finetune import LoadedRun
@@ -95,7 +94,7 @@ def explain_files(asked: Asked, *, say: Callable[[str], None] = lambda text: Non
     ------
     TLAuditError : a model, input, method, class, layer, row or column that cannot be used
     """
-    from tl_audit.attribution import Memo
+    from tl_audit.attribution.quality import assess
 
     _check(asked)  # a mistyped method or a contradiction is named before anything is loaded
     model, run = _model(asked)
@@ -107,17 +106,18 @@ def explain_files(asked: Asked, *, say: Callable[[str], None] = lambda text: Non
     inputs, read = _inputs(asked, model, run, domain, chosen, say)
     targets = _targets(asked, model, run, domain, read, inputs, summed=summed, say=say)
     other = _other(asked, model, run, say) if asked.base else None
-    made: dict[str, Attribution] = {}
-    sides: dict[str, Comparison] = {}
-    memo, base_memo = Memo(), Memo()
-    for method in asked.methods:
-        say(f"explaining {len(inputs)} {'rows' if domain.kind == 'tabular' else 'samples'} with {method}")
-        made[method] = _maps(asked, model, inputs, targets, method, memo, say)
-        if other is not None:
-            name, second = other
-            say(f"explaining them with {method} on the {name} model")
-            theirs = _maps(asked, second, _same_inputs(inputs, second), _translated(targets, model, second), method, base_memo, say)
-            sides[method] = made[method].beside(theirs, names=(name, "adapted"))
+    made = _maps(asked, model, inputs, targets, say)
+    theirs: dict[str, Attribution] = {}
+    if other is not None:
+        name, second = other
+        say(f"the same with the {name} model")
+        theirs = _maps(asked, second, _same_inputs(inputs, second), _translated(targets, model, second), say)
+    if asked.quality:
+        cluster = None if domain.cluster is None else domain.cluster[read]
+        say("checking the maps against random maps and permuted weights")
+        made = assess(model, made, seed=asked.seed, cluster=cluster)
+        theirs = assess(other[1], theirs, seed=asked.seed, cluster=cluster) if other is not None else theirs
+    sides = {} if other is None else {method: made[method].beside(theirs[method], names=(other[0], "adapted")) for method in made}
     sums = _sums(asked, domain, read, made) if summed else {}
     return _write(asked, model, domain, made, sides, sums)
 
@@ -137,8 +137,6 @@ def _check(asked: Asked) -> None:
         raise ConfigError("--method is empty; `tl-audit explain --help` lists the methods")
     for method in asked.methods:
         explainer(method, layer=asked.layer)
-    if asked.quality and _assess() is None:
-        raise ConfigError("--quality: this version cannot check maps outside an audit; run `tl-audit run` with --select TLA7")
     if asked.most is not None and asked.most < 1:
         raise ConfigError(f"--most is {asked.most}: expected at least 1")
     if asked.rows and (asked.all_rows or asked.most is not None):
@@ -288,30 +286,17 @@ def _true(asked: Asked, model: Model, domain: Domain, read: NDArray[np.int64]) -
 # ---- maps -----------------------------------------------------------------------------------------------------------------------------------
 
 
-def _maps(asked: Asked, model: Model, inputs: Inputs, targets: Targets, method: str, memo: Memo, say: Callable[[str], None]) -> Attribution:
-    from tl_audit.attribution import explain_inputs
+def _maps(asked: Asked, model: Model, inputs: Inputs, targets: Targets, say: Callable[[str], None]) -> dict[str, Attribution]:
+    """Maps by method; evaluations that several methods need are made once."""
+    from tl_audit.attribution import Memo, explain_inputs
 
-    maps = explain_inputs(
-        model, inputs, method=method, targets=targets, seed=asked.seed, budget=asked.budget, memo=memo, layer=asked.layer
-    )  # fmt: skip
-    if not asked.quality:
-        return maps
-    say(f"checking the maps of {method} against random maps and permuted weights")
-    assess = _assess()
-    assert assess is not None  # _check asked
-    return _stamped(maps, assess(model, maps))
-
-
-def _assess() -> Callable[..., Any] | None:  # Any: stamped maps, or their stamp
-    """The quality check of maps, where this version has one."""
-    from tl_audit.attribution import quality
-
-    found: Callable[..., Any] | None = getattr(quality, "assess", None)
-    return found
-
-
-def _stamped(maps: Attribution, found: Any) -> Attribution:  # Any: stamped maps, or their stamp
-    return found if hasattr(found, "player_values") else dataclasses.replace(maps, quality=found)
+    memo, out = Memo(), {}
+    for method in asked.methods:
+        say(f"explaining {len(inputs)} {'samples' if inputs.players.spatial else 'rows'} with {method}")
+        out[method] = explain_inputs(
+            model, inputs, method=method, targets=targets, seed=asked.seed, budget=asked.budget, memo=memo, layer=asked.layer
+        )  # fmt: skip
+    return out
 
 
 def _other(asked: Asked, model: Model, run: LoadedRun | None, say: Callable[[str], None]) -> tuple[str, Model]:
