@@ -26,6 +26,7 @@ from tl_audit.attribution.quality import (
 from tl_audit.attribution.randomise import randomised_copy
 from tl_audit.checks.base import Context
 from tl_audit.checks.explanations import EXPLANATIONS, explanation_gate, faithfulness, parameter_randomisation
+from tl_audit.checks.explanations.methods import methods_table
 from tl_audit.errors import ModelError, NotEvaluated
 from tl_audit.models import Model
 from tl_audit.policy import Rules
@@ -295,7 +296,10 @@ def finding(code: str, outcomes: list[LimitOutcome], *, values: dict[str, float]
 
 
 def gate(findings: list[Finding], *methods: str) -> Measurement:
-    evidence = SimpleNamespace(methods=methods)
+    def attributions(model: str, domain: str, method: str) -> Attribution:
+        raise NotEvaluated("maps: only outcomes are given here")
+
+    evidence = SimpleNamespace(methods=methods, attributions=attributions)
     return explanation_gate(SimpleNamespace(), evidence, context(findings=tuple(findings)))
 
 
@@ -405,3 +409,13 @@ def test_columns_are_drawn_as_shares(rng):
         bars = [e for e in found.exhibits if e.kind == "Bars"]
         assert sum(b.value for b in bars[0].bars) == pytest.approx(1)
         assert len(bars) - 1 == single
+
+
+def test_the_table_of_methods_says_how_each_map_was_made(scene):
+    found = {m: explain_inputs(scene.model, scene.inputs, method=m, targets=scene.targets, budget=20) for m in ("grad_cam", "kernel_shap")}
+    table = methods_table(Maps(found, refused={"lime": "no such thing"}), ("grad_cam", "kernel_shap", "lime"))
+    cells = {row[0]: row for row in table.rows}
+    assert str(cells["grad_cam"][2]).startswith("act: last layer before the head")
+    assert cells["kernel_shap"][1] == "signed, of the logit, adds up to the explained change, by sampling"
+    assert cells["kernel_shap"][4:] == (N, 20, 0)
+    assert "no such thing" in str(cells["lime"][1])

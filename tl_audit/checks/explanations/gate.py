@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from tl_audit.attribution.stamps import GATE_CODES as GATE_CODES
 from tl_audit.attribution.stamps import gate_of as gate_of
 from tl_audit.checks.base import Context, check, exact
+from tl_audit.checks.explanations.methods import methods_table
 from tl_audit.errors import NotEvaluated
 from tl_audit.evidence.base import Evidence
 from tl_audit.records.exhibits import (
@@ -72,7 +73,7 @@ def explanation_gate(subject: Subject, evidence: Evidence, context: Context) -> 
         + "; ".join(f"{m}: {text}" for m, (_, text) in verdicts.items())
         + ".",
         metrics=tuple(metrics),
-        exhibits=(table,),
+        exhibits=(table, methods_table(evidence, methods)),
         params={f"stamp:{m}": f"{state}: {text}" for m, (state, text) in verdicts.items()},
     )
 
