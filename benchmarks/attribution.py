@@ -672,6 +672,11 @@ def missing(s: Setting, what: str, method: str) -> bool:
 
 
 def main(words: Sequence[str] = ()) -> None:
+    # imports are nobody's time
+    import captum.attr  # noqa: F401
+    import lime.lime_image  # noqa: F401
+    import shap  # noqa: F401
+
     devices = [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
     for device in devices:
         for name, alone in TABLE_ROWS:
