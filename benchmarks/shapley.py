@@ -19,7 +19,7 @@ from tl_audit.attribution.coalitions import coalitions, seated, shapley_of_table
 from tl_audit.measures.sampling import generator
 
 PLAYERS = (10, 12, 14)
-INSTANCES, SEEDS = 3, 3
+INSTANCES, SEEDS = 4, 4
 GROWTH = (1.0, 2**0.5, 2.0, 3.0, 4.5, 7.0, 11.0)
 Game = Callable[[np.ndarray], np.ndarray]  # coalitions (R, d) -> values (R,)
 
@@ -43,8 +43,9 @@ def table_games(d: int, rng: np.random.Generator) -> dict[str, list[Game]]:
     def against(score: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> list[Game]:
         return [lambda m, s=s, i=i: np.mean([score(np.where(m, x[s], r)) for r in rows[i]], axis=0) for i, s in enumerate(chosen)]
 
-    chosen = rng.permutation(len(x))[:INSTANCES]
-    one = x[rng.permutation(len(x))[:INSTANCES]][:, None]
+    # a row of each class against one of the other, so that there is something to explain
+    chosen = np.concatenate([rng.permutation(np.flatnonzero(y == label))[: INSTANCES // 2] for label in (0, 1)])
+    one = x[[rng.choice(np.flatnonzero(y != y[row])) for row in chosen]][:, None]
     eight = x[rng.permutation(len(x))[: 8 * INSTANCES]].reshape(INSTANCES, 8, d)
     return {
         "MLP logit, one reference": against(logit, one),
@@ -122,7 +123,7 @@ def our_error(tables: np.ndarray, budget: int) -> tuple[float, float]:
     found = solve(plan, np.array(values), repeated[:, 0], repeated[:, -1], seats=np.array(seats))
     exact = shapley_of_table(repeated)
     gap = found.values - exact
-    return _rms(gap, exact), float((np.abs(gap) <= 1.96 * found.standard_error).mean())
+    return _rms(gap, exact), float((np.abs(gap) <= 1.96 * found.standard_error + 1e-9).mean())
 
 
 def shap_error(tables: np.ndarray, budget: int, **settings: object) -> float:

@@ -1,9 +1,21 @@
+from itertools import combinations
 from math import comb
 
 import numpy as np
 import pytest
 
-from tl_audit.attribution.coalitions import background_draws, coalitions, seated, shapley_of_table, solve
+from tl_audit.attribution.coalitions import (
+    _averaged,
+    _fit,
+    _parts,
+    _shapes_of,
+    _weighted_parts,
+    background_draws,
+    coalitions,
+    seated,
+    shapley_of_table,
+    solve,
+)
 from tl_audit.measures.sampling import generator
 
 
@@ -278,3 +290,44 @@ def test_the_beginning_of_a_plan_is_a_plan(d, most):
     of_its_own = np.bincount(coalitions(d, 60).masks.sum(axis=1), minlength=d + 1)
     assert np.abs(np.bincount(few.masks.sum(axis=1), minlength=d + 1) - of_its_own).max() <= 8
     assert plan.first(most) is plan
+
+
+def test_interactions_weighed_alike_are_those_of_the_common_prior():
+    masks = coalitions(9, 100).masks[:50]
+    even = _parts(masks, False)
+    weighed = _weighted_parts(even, np.full(9, 0.7))
+    assert weighed.cov == pytest.approx(even.cov, abs=1e-9)
+    assert weighed.cross == pytest.approx(even.cross, abs=1e-9)
+    assert weighed.prior == pytest.approx(np.repeat(even.prior[:, None], 9, axis=1), abs=1e-9)
+
+
+def test_covariances_are_those_of_the_expansion_in_products_of_signs():
+    # the definition, term by term: each set of k players has a coefficient with variance prod(weight)
+    d, weight = 6, np.array([0.3, 2.0, 1.0, 0.5, 1.5, 0.7])
+    masks = coalitions(d, 20).masks[:10]
+    signs = np.where(np.concatenate([np.ones((1, d), dtype=bool), masks]), 1.0, -1.0)
+    found = _weighted_parts(_parts(masks, False), weight)
+    for at, k in enumerate((3, 5)):
+        sets = list(combinations(range(d), k))
+        variance = np.array([weight[list(t)].prod() for t in sets])
+        variance /= variance.sum()
+        products = np.stack([signs[:, list(t)].prod(axis=1) for t in sets])
+        shares = np.array([[2 / k if i in t else 0.0 for i in range(d)] for t in sets])
+        assert found.cov[at] == pytest.approx((products * variance[:, None]).T @ products, abs=1e-9)
+        assert found.cross[at] == pytest.approx((products * variance[:, None]).T @ shares, abs=1e-9)
+        assert found.prior[at] == pytest.approx(variance @ shares**2, abs=1e-9)
+
+
+def test_players_that_count_for_much_interact_more():
+    """Measured: less than half the squared error on products, where heredity holds."""
+    tables = np.stack([product(np.random.default_rng(300 + s), 12) for s in range(6)])
+    found, truth = estimate(tables, 254, 3)
+    plan = coalitions(12, 254)
+    values, seats = zip(*((t[m @ powers(12)], s) for t in tables for m, s in [seated(plan, generator(0, "test"))]), strict=True)
+    half = len(plan.masks) // 2
+    odd = (np.array(values)[:, :half] - np.array(values)[:, half:]) / 2
+    parts = _parts(plan.masks[:half], False)
+    y = np.column_stack([(tables[:, -1] - tables[:, 0]) / 2, odd])
+    even = _averaged([_fit(parts, shape, y) for shape in _shapes_of(3, (0.0, 0.1, 0.5), (1e-5, 1e-3, 1e-2, 5e-2, 0.25))])
+    without = np.take_along_axis(even.values, np.array(seats), axis=1) - shapley_of_table(tables)
+    assert ((found.values - truth) ** 2).mean() < 0.6 * (without**2).mean()

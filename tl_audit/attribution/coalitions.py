@@ -6,7 +6,9 @@ player anything; a term of odd order |T| gives each of its members 2 a_T / |T|. 
 one number, w(S) = (v(S) - v(complement)) / 2, which holds the odd orders alone: 1, 3, 5, ... Kernel SHAP fits order 1 to it and
 leaves orders 3 and up as noise. Here they are part of the model: the coefficients of each order are given a normal prior, which
 makes w a Gaussian process whose covariance depends on nothing but the number of players in which two coalitions differ, and the
-answer is the posterior mean of the Shapley values. How much the orders weigh is averaged over a grid by marginal likelihood. With few
+answer is the posterior mean of the Shapley values. How much the orders weigh is averaged over a grid by marginal likelihood. Players that
+count for much also interact more (heredity): of at most 20 players and 512 pairs, a second set of priors weighs each interaction by the
+first answers of its members, and joins the average. With few
 coalitions that is a regularised Kernel SHAP; with enough of them third-order games come out exact; with all 2^d the plain formula
 is used. Values add up to v(everyone) - v(nobody) whatever was sampled, since that pair is one of the observations.
 
@@ -16,6 +18,7 @@ Lundberg and Lee (2017). A unified approach to interpreting model predictions. a
 Covert and Lee (2021). Improving KernelSHAP: practical Shapley value estimation. arXiv:2012.01536
 Musco and Witter (2024). Provably accurate Shapley value estimation via leverage score sampling. arXiv:2410.01917
 O'Donnell (2014). Analysis of Boolean functions, chapter 1 (expansion in products of signs). doi:10.1017/CBO9781139814782
+Chipman (1996). Bayesian variable selection with related predictors (heredity). doi:10.2307/3315687
 Rasmussen and Williams (2006). Gaussian processes for machine learning, sections 2.7 and 5.4. ISBN 026218253X
 """
 
@@ -41,6 +44,13 @@ _FIFTH_TO_THIRD = (0.0, 0.1, 0.5)  # variance of order 5 for that of order 3
 _WHITE = (1e-5, 1e-3, 1e-2, 5e-2, 0.25)  # share of the white part in what is not of order 1
 _LINEAR = (1e-1, 1.0, 3.0, 1e1, 3e1, 1e2, 1e3, 1e4, 1e12)  # variance of order 1 for that of all else; the last is as good as flat
 _MOST_PAIRS = 2048  # of one posterior (the cost is cubic); beyond, parts of the pairs have one each, and are averaged
+_HEREDITY_PAIRS = 512  # most pairs for which each game gets a prior of its own
+_HEREDITY_PLAYERS = 20  # most players for that: where it was measured to help (10 to 14); with many it costs more than small models do
+_HEREDITY_FIFTH = 0.1  # variance of order 5 for that of order 3 there
+_HEREDITY_BOUNDS = (0.1, 4.0)  # of a player's weight, mean 1: nearly no interactions, and not all of them with one player
+_HEREDITY_CHARGE = (
+    0.5  # log evidence that each such weight costs: it was fitted to the same numbers (measured; unneeded weights lose by it)
+)
 _SCREENED_PAIRS = 512  # pairs that choose the priors worth the full cost
 
 
@@ -271,7 +281,7 @@ class _Parts(NamedTuple):
     signs : (m, d)
     cov : (P, m, m) covariance of w, each part with variance 1
     cross : (P, m, d) covariance of w with the Shapley values
-    prior : (P,) variance of a Shapley value
+    prior : (P,) or (P, d) variance of a Shapley value
     """
 
     signs: FloatArray
@@ -298,17 +308,53 @@ def _parts(masks: NDArray[np.bool_], noisy: bool) -> _Parts:
     return _Parts(signs, np.array([*cov, np.eye(len(masks))]), np.array([*cross, white]), np.array([*prior, white_prior]))
 
 
-@lru_cache(maxsize=8)
-def _shapes(parts: int) -> tuple[tuple[float, ...], ...]:
+def _weighted_parts(even: _Parts, weight: FloatArray) -> _Parts:
+    """The parts again, with the variance of an interaction in proportion to the product of its players' weights (d,).
+
+    Sums over all sets of k players are elementary symmetric polynomials of the players' terms; Newton's identities give them from sums of powers.
+    """
+    z, orders = even.signs, len(even.prior) - 1
+    ones = np.ones((1, z.shape[1]))
+    cov, cross, prior = [], [], []
+    powers = [weight**j for j in range(1, _INTERACTIONS[orders - 1] + 1)]
+    # the product of two signs, to an even power, is 1
+    both = _symmetric([(z * w) @ z.T if j % 2 else np.full((len(z), len(z)), w.sum()) for j, w in enumerate(powers, start=1)])
+    own, top = z * weight, _without_each(ones * weight, _INTERACTIONS[orders - 1] - 1)
+    others = _without_each(own, _INTERACTIONS[orders - 1] - 1)
+    for k in _INTERACTIONS[:orders]:
+        scale = both[k][0, 0]
+        cov.append(both[k] / scale)
+        cross.append(2 / k * own * others[k - 1] / scale)
+        prior.append((4 / k**2 * weight * top[k - 1] / scale)[0])
+    white = np.full(z.shape[1], even.prior[-1])
+    return _Parts(z, np.array([*cov, even.cov[-1]]), np.array([*cross, even.cross[-1]]), np.array([*prior, white]))
+
+
+def _symmetric(powers: list[FloatArray]) -> list[FloatArray]:
+    """Elementary symmetric polynomials of degree 0, 1, ... from the sums of first, second, ... powers."""
+    found = [np.ones_like(powers[0])]
+    for k in range(1, len(powers) + 1):
+        found.append(np.asarray(sum((-1) ** (j - 1) * found[k - j] * powers[j - 1] for j in range(1, k + 1)) / k))
+    return found
+
+
+def _without_each(terms: FloatArray, most: int) -> list[FloatArray]:
+    """(m, d) for each degree 0 .. most: the elementary symmetric polynomial of a row's terms, all but one's own."""
+    full = _symmetric([(terms**j).sum(axis=1, keepdims=True) for j in range(1, most + 1)])
+    found = [np.ones_like(terms)]
+    for k in range(1, most + 1):
+        found.append(full[k] - terms * found[k - 1])
+    return found
+
+
+def _shapes_of(parts: int, fifths: tuple[float, ...], whites: tuple[float, ...]) -> list[tuple[float, ...]]:
     """Shares of the parts above order 1, each row sums to 1; the white part is last."""
-    if parts == 1:
-        return ((1.0,),)
     rows: list[tuple[float, ...]] = [(*(0.0,) * (parts - 1), 1.0)]
-    for white in _WHITE:
-        for fifth in _FIFTH_TO_THIRD if parts == 3 else (0.0,):
+    for white in whites if parts > 1 else ():
+        for fifth in fifths if parts == 3 else (0.0,):
             structured = np.array([1.0, fifth][: parts - 1])
             rows.append((*(float(s) for s in (1 - white) * structured / structured.sum()), white))
-    return tuple(rows)
+    return rows
 
 
 class _Fits(NamedTuple):
@@ -363,13 +409,37 @@ def _posterior(masks: NDArray[np.bool_], odd: FloatArray, top: FloatArray, noisy
     """Mean over the priors, each with its share; the variance holds their disagreement."""
     y = np.column_stack([top, odd])
     parts = _parts(masks, noisy)
-    shapes = _shapes(len(parts.prior))
+    shapes = _shapes_of(len(parts.prior), _FIFTH_TO_THIRD, _WHITE)
     worth = np.ones((len(shapes), len(y)), dtype=bool)
     if len(masks) > _SCREENED_PAIRS:
         few = _parts(masks[:_SCREENED_PAIRS], noisy)
         evidence = np.concatenate([_fit(few, shape, y[:, : _SCREENED_PAIRS + 1]).evidence for shape in shapes])
         worth = _weights(evidence).reshape(len(shapes), -1, len(y)).sum(axis=1) > 0.02
     fits = list(_each(parts, shapes, worth, y))
+    first = _averaged(fits)
+    if len(parts.prior) == 1 or len(masks) > _HEREDITY_PAIRS or masks.shape[1] > _HEREDITY_PLAYERS:
+        return first
+    # of the shares of the white part, the likeliest of the first answer and the next smaller: better priors leave less unexplained
+    share = _weights(np.concatenate([f.evidence for f in fits]))
+    white = np.repeat([s[-1] for s, chosen in zip(shapes, worth, strict=True) if chosen.any()], len(_LINEAR))
+    likely = np.array([[share[white == w, i].sum() for w in _WHITE] for i in range(len(y))]).argmax(axis=1)
+    values, errors = np.empty_like(first.values), np.empty_like(first.standard_error)
+    for i in range(len(y)):
+        importance = first.values[i] ** 2 + first.standard_error[i] ** 2
+        mean = importance.mean()
+        heredity = _weighted_parts(parts, np.clip(importance / mean if mean > 0 else np.ones_like(importance), *_HEREDITY_BOUNDS))
+        charge = _HEREDITY_CHARGE * len(importance)
+        weighed = [
+            _fit(heredity, s, y[[i]])
+            for s in _shapes_of(len(parts.prior), (_HEREDITY_FIFTH,), _WHITE[max(likely[i] - 1, 0) : likely[i] + 1])[1:]
+        ]
+        mine = [_Fits(f.values[:, [i]], f.variance[:, [i]], f.evidence[:, [i]]) for f in fits]
+        found = _averaged([*mine, *(f._replace(evidence=f.evidence - charge) for f in weighed)])
+        values[i], errors[i] = found.values[0], found.standard_error[0]
+    return Shapley(values, errors)
+
+
+def _averaged(fits: list[_Fits]) -> Shapley:
     values, variance, evidence = (np.concatenate([getattr(f, name) for f in fits]) for name in _Fits._fields)
     share = _weights(evidence)
     mean = np.einsum("kn,kni->ni", share, values)
@@ -377,7 +447,7 @@ def _posterior(masks: NDArray[np.bool_], odd: FloatArray, top: FloatArray, noisy
     return Shapley(mean, np.sqrt(spread))
 
 
-def _each(parts: _Parts, shapes: tuple[tuple[float, ...], ...], worth: NDArray[np.bool_], y: FloatArray) -> Iterator[_Fits]:
+def _each(parts: _Parts, shapes: list[tuple[float, ...]], worth: NDArray[np.bool_], y: FloatArray) -> Iterator[_Fits]:
     for shape, chosen in zip(shapes, worth, strict=True):
         if chosen.any():
             fit = _fit(parts, shape, y)
