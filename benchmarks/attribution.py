@@ -488,10 +488,10 @@ def audit_rows(s: Setting) -> None:
 
 
 def integrated_rows(s: Setting) -> None:
-    n, steps = (1, 50) if s.large else (8, 50)
+    n, steps = (2, 16) if s.large else (8, 50)
     s = s.first(n)
     mine = ours(s, explained(s, "integrated_gradients", steps=steps), evaluations=steps + 2, backwards=steps, maps=True)
-    compare(s, f"integrated gradients, {n} pictures, {steps} steps", mine, [captum_gradients(s, "IntegratedGradients", n, n_steps=steps)])
+    compare(s, f"integrated gradients, {n} pictures, {steps} steps", mine, [captum_gradients(s, "IntegratedGradients", n, n_steps=steps)], 3)
 
 
 def removal_rows(s: Setting) -> None:
