@@ -243,7 +243,7 @@ def layer_maps(model: Model, inputs: Inputs, targets: Targets, run: Run, *, arou
             else Choice(around, found.grids[found.same[around]], f"asked for ({found.grids[found.same[around]]})")
         )
         near = tuple(n for n in neighbours(found, choice.name) if n is not None)
-        last = stages(found)
+        last = stages(found, evaluator.net)
         names = list(dict.fromkeys((choice.name, *near, *last)))
         done = _pass(model, evaluator, inputs.tensor, [explainer], [list(names)], [targets], features=False)
     reasons = {choice.name: choice.reason} | {n: f"next to {choice.name} ({found.grids[n]})" for n in near}
@@ -375,10 +375,11 @@ def _pass(
     quantities = list(dict.fromkeys(e.quantity for e in explainers))
     head = head_of(model, evaluator.prepare(x[:1])) if features else None
 
+    @torch.inference_mode(False)
     def batch(rows: slice) -> _Part:
         piece = evaluator.prepare(x[rows])
         with watching(evaluator.net, names, gradients=bool(sloped)) as seen, _fed(evaluator.net, head, len(piece)) as fed:
-            with torch.inference_mode(False), torch.set_grad_enabled(bool(sloped)):
+            with torch.set_grad_enabled(bool(sloped)):
                 scores, reading = evaluator.read(piece, quantities)
             for name in names:
                 if name not in layers or name not in seen:
@@ -457,7 +458,11 @@ def _joined(parts: Sequence[Targets]) -> Targets:
 def _column(wanted: Wanted, n: int) -> Targets | None:
     if wanted is None:
         return None
-    made = wanted if isinstance(wanted, Targets) else Targets(np.broadcast_to(np.asarray(wanted, dtype=np.int64), (n,)).copy())
+    if isinstance(wanted, Targets):
+        made = wanted
+    else:
+        index = np.asarray(wanted, dtype=np.int64)
+        made = Targets(np.full(n, index) if index.ndim == 0 else index)
     if len(made) != n:
         raise DataError(f"{len(made)} targets for {n} inputs")
     return made

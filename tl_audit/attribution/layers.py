@@ -195,6 +195,7 @@ def survey(model: Model, evaluator: Evaluator, x: torch.Tensor, *, method: str =
         raise ModelError(f"{method} needs a spatial layer, and these inputs are not images: use integrated_gradients, kernel_shap or lime")
     image = (int(x.shape[-2]), int(x.shape[-1]))
     names = {module: name for name, module in evaluator.net.named_modules() if name}
+    inside = {n for n in names.values() if _in_attention(evaluator.net, n)}
     events: list[tuple[str, torch.Tensor, Grid]] = []
     handed: dict[int, tuple[torch.Tensor, int, int]] = {}  # id of a map handed on -> that map, its version, its place in events
     starts: dict[str, int] = {}
@@ -206,7 +207,7 @@ def survey(model: Model, evaluator: Evaluator, x: torch.Tensor, *, method: str =
     def after(module: nn.Module, args: Any, output: Any) -> Any:
         name, tensor = names[module], first_tensor(output)
         grid = None if tensor is None else grid_of(tensor.shape, image, len(x))
-        if tensor is None or grid is None or isinstance(module, _PASSED_OVER):
+        if tensor is None or grid is None or isinstance(module, _PASSED_OVER) or name in inside:
             return None
         if id(tensor) in handed and tensor._version == handed[id(tensor)][1]:
             at = handed[id(tensor)][2]
@@ -243,6 +244,16 @@ def survey(model: Model, evaluator: Evaluator, x: torch.Tensor, *, method: str =
     return found._replace(alive=alive)
 
 
+def _in_attention(net: nn.Module, name: str) -> bool:
+    """Whether a module is part of an attention layer: queries, keys and values have places, but are no map that a classifier reads."""
+    module = net
+    for part in name.split(".")[:-1]:
+        module = module.get_submodule(part)
+        if any(word in said.lower() for said in (part, type(module).__name__) for word in ("attention", "attn")):
+            return True
+    return False
+
+
 def _outermost(name: str, same: Mapping[str, str]) -> str:
     while name in same:
         name = same[name]
@@ -273,7 +284,7 @@ def choose(found: Survey) -> Choice:
 
     The last layer before the head whose output is a map of places and whose places get a gradient: after the last attention of a
     transformer only the class token does, so its own block's input norm is taken there. Dropout, identity and pooling are passed
-    over. Maps with a side below 3 are taken only where there is no larger one.
+    over, and so are parts of an attention layer. Maps with a side below 3 are taken only where there is no larger one.
     """
     order, large = found.order, found.large
     why = "last layer before the head with a map of places"
@@ -296,21 +307,24 @@ def neighbours(found: Survey, name: str) -> tuple[str | None, str | None]:
     return (before[-1] if before else None), (after[0] if after else None)
 
 
-def stages(found: Survey) -> tuple[str, ...]:
+def stages(found: Survey, net: nn.Module) -> tuple[str, ...]:
     """The last layer of each of the last 3 stages, first to last.
 
-    Stages are runs of layers whose maps have one size; where all have the same (a transformer), they are the blocks: the parts of
-    that container which holds most of them.
+    Stages are runs of layers whose maps have one size; where there are fewer sizes than that (a transformer), they are the blocks: the
+    parts of that container which holds most parts of one kind.
     """
     alive = [n for n in found.order if n in found.alive]
     by_size = {(found.grids[n].height, found.grids[n].width): n for n in alive}
     if len(by_size) >= STAGES:
         return tuple(n for n in alive if n in by_size.values())[-STAGES:]
+    modules = dict(net.named_modules())
     best: dict[str, str] = {}
     for container in dict.fromkeys(n.rsplit(".", k)[0] for n in alive for k in range(1, n.count(".") + 1)):
-        prefix = f"{container}."
-        parts = {n[len(prefix) :].split(".")[0]: n for n in alive if n.startswith(prefix)}
-        if len(parts) > len(best):
-            best = parts
-    chosen = set(best.values()) or set(by_size.values())
+        kinds: dict[type[nn.Module], dict[str, str]] = {}
+        for name in alive:
+            if name.startswith(f"{container}."):
+                part = ".".join(name.split(".")[: container.count(".") + 2])
+                kinds.setdefault(type(modules[part]), {})[part] = name
+        best = max([best, *kinds.values()], key=len)
+    chosen = set(best.values()) if len(best) > len(by_size) else set(by_size.values())
     return tuple(n for n in alive if n in chosen)[-STAGES:]

@@ -176,7 +176,7 @@ def _run(
         calls += 1
         if calls < site.calls:
             return None
-        kept.append(full_precision(site.grid.maps(tensor)).cpu() if without is None else tensor[:0])
+        kept.append(full_precision(site.grid.maps(tensor)).cpu().clone() if without is None else tensor[:0])  # before a step in place
         if rows is None:
             return None
         onward = tensor[rows]
