@@ -29,8 +29,8 @@ class KernelSHAP:
 
     Coalitions come in pairs of complements, small ones complete first; where all 2^d fit the budget the values are exact. What is
     estimated is what the shap package's KernelExplainer estimates; the estimator differs (``attribution.coalitions``): interactions of
-    odd order are part of its model instead of noise, which takes half the evaluations or fewer for the same error
-    (``python -m benchmarks shapley``). The reference is each sample's baseline on images; on columns a row of the background per pair
+    odd order are part of its model instead of noise. Of 27 measured games of 10 to 14 parts, 25 took half the evaluations or fewer for
+    the same error, and a near step function as many (``python -m benchmarks shapley``). The reference is each sample's baseline on images; on columns a row of the background per pair
     (the mean over the background is then the value of the empty coalition), and all rows for every coalition where that fits.
     ``standard_error``: posterior standard deviation, 0 where exact. Drawn per sample from (seed, method, id).
 
