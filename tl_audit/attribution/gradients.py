@@ -81,18 +81,22 @@ class Site:
         at : (R, ...) values put in place of those at the site; None: the values that ``x`` has there
         """
         with torch.enable_grad():
-            if self.layer is None:
-                leaf = (x if at is None else at).detach().requires_grad_(True)
-                score = self.evaluator.score(leaf.clone(), targets, quantity)  # cloned: a first step may work in place
-                slope = gradient(score, leaf)
-            else:
-                seen: list[torch.Tensor] = []
-                with self._hooked(seen, at):
-                    score = self.evaluator.score(x, targets, quantity)
-                    leaf = _only(seen, self.layer)
-                    slope = gradient(score, leaf)
+            score, leaf = self.scored(x, targets, quantity, at)
+            slope = gradient(score, leaf)
         self.evaluator.evaluations += len(x)
         return score.detach(), leaf.detach(), slope
+
+    def scored(
+        self, x: torch.Tensor, targets: Targets, quantity: Quantity, at: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(R,) scores, and the values at the site that they are differentiable in."""
+        if self.layer is None:
+            leaf = (x if at is None else at).detach().requires_grad_(True)
+            return self.evaluator.score(leaf.clone(), targets, quantity), leaf  # cloned: a first step may work in place
+        seen: list[torch.Tensor] = []
+        with self._hooked(seen, at):
+            score = self.evaluator.score(x, targets, quantity)
+        return score, _only(seen, self.layer)
 
     @contextmanager
     def _hooked(self, seen: list[torch.Tensor], at: torch.Tensor | None) -> Iterator[None]:

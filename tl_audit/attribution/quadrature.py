@@ -39,7 +39,7 @@ _PATTERSON: tuple[tuple[float, ...], ...] = (
 def gauss_legendre(nodes: int) -> tuple[FloatArray, FloatArray]:
     """Nodes and weights on [0, 1]; the weights sum to 1."""
     at, weights = np.polynomial.legendre.leggauss(nodes)
-    return (at + 1) / 2, weights / 2
+    return np.asarray((at + 1) / 2, dtype=np.float64), np.asarray(weights / 2, dtype=np.float64)
 
 
 @lru_cache(maxsize=8)
@@ -55,7 +55,7 @@ def patterson(level: int) -> tuple[FloatArray, FloatArray]:
     integrals = np.zeros(len(at))
     integrals[0] = 1.0
     weights = np.linalg.solve(np.polynomial.legendre.legvander(at, len(at) - 1).T, integrals)
-    return (at + 1) / 2, weights
+    return (at + 1) / 2, np.asarray(weights, dtype=np.float64)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,10 @@ from tl_audit.attribution.methods.feature_ablation import FeatureAblation
 from tl_audit.attribution.methods.grad_cam import GradCAM
 from tl_audit.attribution.methods.grad_cam_pp import GradCAMPlusPlus
 from tl_audit.attribution.methods.hires_cam import HiResCAM
+from tl_audit.attribution.methods.deep_lift import DeepLift
+from tl_audit.attribution.methods.deep_shap import DeepSHAP
+from tl_audit.attribution.methods.guided_backprop import GuidedBackprop
+from tl_audit.attribution.methods.guided_grad_cam import GuidedGradCAM
 from tl_audit.attribution.methods.gradient_shap import GradientSHAP
 from tl_audit.attribution.methods.input_x_gradient import InputXGradient
 from tl_audit.attribution.methods.integrated_gradients import IntegratedGradients
@@ -42,6 +46,10 @@ EXPLAINERS: tuple[Explainer, ...] = (
     InputXGradient(),
     SmoothGrad(),
     GradientSHAP(),
+    DeepLift(),
+    DeepSHAP(),
+    GuidedBackprop(),
+    GuidedGradCAM(),
     KernelSHAP(),
     PermutationSHAP(),
     PartitionSHAP(),
