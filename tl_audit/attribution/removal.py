@@ -15,11 +15,13 @@ from tl_audit.attribution.maps import PlayerValues
 from tl_audit.measures import attribution as measures
 from tl_audit.measures.attribution import curve_area
 from tl_audit.measures.sampling import generator
-from tl_audit.modality.base import Players
+from tl_audit.modality.base import PerInput, Players
 from tl_audit.models.model import Model
 
 STEPS: tuple[float, ...] = tuple(k / 10 for k in range(1, 10))
 """Shares removed, besides 0 and 1, which all orders have in common: K = 10 steps."""
+FILLED_AT_ONCE = 1_200_000
+"""Numbers of inputs whose removed parts are filled in together: solving for them has a price per call (see modality.imputation)."""
 ROAD_SHARES: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
 
 FloatArray = NDArray[np.float64]
@@ -75,11 +77,19 @@ def relevance_orders(
 
 def kept_after(order: NDArray[np.int64], areas: FloatArray, shares: Sequence[float]) -> NDArray[np.bool_]:
     """(len(shares), d) players kept once the first of ``order`` are removed whose joint area comes nearest to each share."""
-    reached = np.concatenate([[0.0], np.cumsum(areas[order])]) / areas.sum()
-    keep = np.ones((len(shares), len(order)), dtype=bool)
-    for row, share in enumerate(shares):
-        keep[row, order[: int(np.argmin(np.abs(reached - share)))]] = False
-    return keep
+    return kept_after_all(order[None], areas[None], shares)[0]
+
+
+def kept_after_all(orders: NDArray[np.int64], areas: FloatArray, shares: Sequence[float]) -> NDArray[np.bool_]:
+    """As ``kept_after`` for N samples at once: (N, d) orders and areas to (N, len(shares), d). Players that a sample lacks have no area and come last."""
+    n, d = orders.shape
+    rank = np.empty_like(orders)
+    np.put_along_axis(rank, orders, np.broadcast_to(np.arange(d), (n, d)), axis=1)
+    reached = np.zeros((n, d + 1))
+    np.cumsum(np.take_along_axis(areas, orders, axis=1), axis=1, out=reached[:, 1:])
+    reached /= areas.sum(axis=1, keepdims=True)
+    cut = np.stack([np.abs(reached - share).argmin(axis=1) for share in shares], axis=1)
+    return np.asarray(rank[:, None, :] >= cut[:, :, None])
 
 
 def removal_curves(
@@ -94,42 +104,68 @@ def removal_curves(
 ) -> dict[str, Curves]:
     """Curves of every ranking. Parts are filled in as the kind of data prescribes; equal masks of a sample are run once.
 
+    What is drawn to fill a part depends on (seed, sample id) and on the mask alone, so that neither the batch size nor the other samples,
+    rankings or methods matter.
+
     Parameters
     ----------
     rankings : name -> order and shares; all are evaluated in shared batches
     """
-    n = len(inputs.tensor)
-    store = {name: (np.zeros((n, len(r.shares) + 2)), np.zeros((n, len(r.shares) + 2))) for name, r in rankings.items()}
-    planned = sum(2 * (len(r.shares) + 2) for r in rankings.values())
-    with evaluating(model, batch_size=batch_size, outputs_only=planned, sample=inputs.tensor[:8]) as evaluator:
+    n, most = len(inputs.tensor), int(inputs.players.count.max()) if len(inputs.tensor) else 0
+    areas = np.zeros((n, most))
+    for i in range(n):
+        areas[i, : inputs.players.count[i]] = inputs.players.areas(i)
+    planned: list[NDArray[np.bool_]] = []
+    for ranking in rankings.values():
+        shares = (0.0, *ranking.shares, 1.0)
+        planned += [kept_after_all(orders, areas, shares) for orders in _both_ways(ranking.orders, most)]
+    masks = np.concatenate(planned, axis=1)
+    sample, flags, place = _distinct(masks)
+    found = np.empty(len(sample))
+    at_once = max(batch_size, FILLED_AT_ONCE // max(1, inputs.tensor[:1].numel()))
+    key = PerInput(tuple((seed, "removal", identity) for identity in inputs.ids))
+    with evaluating(model, batch_size=batch_size, outputs_only=masks.shape[1], sample=inputs.tensor[:8]) as evaluator:
         inputs = evaluator.moved(inputs)
-        for i in range(n):
-            areas = inputs.players.areas(i)
-            wanted: dict[bytes, int] = {}
-            masks: list[NDArray[np.bool_]] = []
-            places: list[tuple[FloatArray, int, int]] = []
-            for name, ranking in rankings.items():
-                shares = (0.0, *ranking.shares, 1.0)
-                for curve, order in zip(store[name], (ranking.orders[i], ranking.orders[i][::-1]), strict=True):
-                    for column, mask in enumerate(kept_after(order, areas, shares)):
-                        at = wanted.setdefault(mask.tobytes(), len(masks))
-                        if at == len(masks):
-                            masks.append(mask)
-                        places.append((curve, column, at))
-            scores = []
-            for start in range(0, len(masks), evaluator.batch_size):
-                keep = np.array(masks[start : start + evaluator.batch_size])
-                x = inputs.modality.mask(
-                    inputs.tensor, inputs.players, _padded(keep, inputs.players), index=np.full(len(keep), i, dtype=np.int64),
-                    spec=inputs.spec, method=inputs.modality.default_mask, background=inputs.background,
-                    key=(seed, "removal", inputs.ids[i], start),
-                )  # fmt: skip
-                scores.append(evaluator.scores(x, targets[np.full(len(keep), i)], "probability"))
-            found = np.concatenate(scores)
-            for curve, column, at in places:
-                curve[i, column] = found[at]
-            progress(i + 1, n)
-    return {name: Curves(np.array((0.0, *r.shares, 1.0)), *store[name]) for name, r in rankings.items()}
+        for start in range(0, len(sample), at_once):
+            rows = slice(start, start + at_once)
+            x = inputs.modality.mask(
+                inputs.tensor, inputs.players, flags[rows], index=sample[rows], spec=inputs.spec, method=inputs.modality.default_mask,
+                background=inputs.background, key=key,
+            )  # fmt: skip
+            found[rows] = evaluator.scores(x, targets[sample[rows]], "probability")
+            progress(int(sample[rows][-1]) + 1, n)
+    scores = found[place]
+    out: dict[str, Curves] = {}
+    column = 0
+    for name, ranking in rankings.items():
+        points = len(ranking.shares) + 2
+        ends = column + points, column + 2 * points
+        out[name] = Curves(np.array((0.0, *ranking.shares, 1.0)), scores[:, column : ends[0]], scores[:, ends[0] : ends[1]])
+        column = ends[1]
+    return out
+
+
+def _both_ways(orders: Sequence[NDArray[np.int64]], most: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(N, most) orders from the most and from the least relevant; players that a sample lacks come last in both."""
+    forth = np.broadcast_to(np.arange(most), (len(orders), most)).copy()
+    back = forth.copy()
+    for i, order in enumerate(orders):
+        forth[i, : len(order)], back[i, : len(order)] = order, order[::-1]
+    return forth, back
+
+
+def _distinct(masks: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
+    """Masks (N, T, d) without those that occur twice in a sample: sample of each (R,), the masks (R, d), and where each of N x T is found (N, T)."""
+    packed = np.packbits(masks, axis=2)
+    names = np.ascontiguousarray(packed).view(np.dtype((np.void, packed.shape[2])))[:, :, 0]
+    sample, flags, place, count = [], [], np.empty(masks.shape[:2], dtype=np.int64), 0
+    for i, row in enumerate(names):
+        _, first, back = np.unique(row, return_index=True, return_inverse=True)
+        sample.append(np.full(len(first), i, dtype=np.int64))
+        flags.append(masks[i, first])
+        place[i] = back.reshape(-1) + count
+        count += len(first)
+    return np.concatenate(sample), np.concatenate(flags), place
 
 
 def random_maps(values: FloatArray, players: Players, *, draws: int, key: tuple[object, ...], ids: Sequence[str]) -> list[list[FloatArray]]:
@@ -154,10 +190,3 @@ def pooled_to_players(maps: Sequence[FloatArray], players: Players) -> PlayerVal
     if not players.spatial:
         return tuple(maps)
     return tuple(players.pool(torch.as_tensor(np.stack(maps))))
-
-
-def _padded(keep: NDArray[np.bool_], players: Players) -> NDArray[np.bool_]:
-    """Masks of one sample with as many columns as the sample with most players has."""
-    wide = np.ones((len(keep), int(players.count.max())), dtype=bool)
-    wide[:, : keep.shape[1]] = keep
-    return wide

@@ -156,6 +156,19 @@ MASK_METHODS: tuple[MaskMethod, ...] = ("mean", "blur", "noisy_linear", "zero", 
 
 
 @dataclass(frozen=True)
+class PerInput:
+    """Seeds of what is drawn to fill in removed parts, one for each input: a masked row then depends on its input's key and on its mask alone,
+    so that rows of many inputs can be filled in together.
+    """
+
+    keys: tuple[tuple[Any, ...], ...]  # Any: parts of a generator's key
+
+
+Key = tuple[Any, ...] | PerInput
+"""Seeds of fills: one key for all rows, drawn in their order, or one for each input."""
+
+
+@dataclass(frozen=True)
 class Neighbourhood:
     """What "near" means to a local surrogate model of this kind of data (lime's choices).
 
@@ -250,7 +263,7 @@ class Modality(Protocol):
         spec: InputSpec | None,
         method: MaskMethod,
         background: torch.Tensor | None = None,
-        key: tuple[Any, ...] = (),
+        key: Key = (),
     ) -> torch.Tensor:
         """Inputs with some players removed: row r is ``inputs[index[r]]`` with players where ``keep[r]`` is False filled by ``method``.
 

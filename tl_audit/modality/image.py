@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from tl_audit.errors import DataError
 from tl_audit.measures.sampling import generator
-from tl_audit.modality.base import Caps, Cue, MaskMethod, Modality, Neighbourhood, Players, RawBatch, Samples
-from tl_audit.modality.imputation import blurred, linear_fill, seeded_noise
+from tl_audit.modality.base import Caps, Cue, Key, MaskMethod, Modality, Neighbourhood, Players, RawBatch, Samples
+from tl_audit.modality.draws import drawn_rows, seeded_noise
+from tl_audit.modality.imputation import blurred, linear_fill
 from tl_audit.modality.options import require_known
 from tl_audit.modality.pictures import as_picture, map_over
 from tl_audit.modality.tabular import removed_entries
@@ -482,7 +483,7 @@ def mask_pictures(
     spec: InputSpec | None,
     method: MaskMethod,
     background: torch.Tensor | None,
-    key: tuple[Any, ...],
+    key: Key,
 ) -> torch.Tensor:
     """Pictures with some parts removed; the pixels that stay are bit-equal."""
     picked = torch.as_tensor(index, device=inputs.device)
@@ -495,10 +496,10 @@ def mask_pictures(
     elif method == "marginal":
         if background is None:
             raise DataError('masking with "marginal" draws needs a background (some pictures of the data)')
-        draws = generator(*key, "marginal").integers(len(background), size=len(rows))
+        draws = drawn_rows(key, "marginal", len(background), keep, index, each=False)
         fill = background.to(inputs)[torch.as_tensor(draws, device=inputs.device)]
     else:
-        fill = linear_fill(rows, gone) + NOISE * _unit(rows, spec) * seeded_noise(tuple(rows.shape), key, rows)
+        fill = linear_fill(rows, gone) + NOISE * _unit(rows, spec) * seeded_noise(rows, key, keep, index)
     return torch.where(gone[:, None], fill, rows)
 
 
@@ -735,7 +736,7 @@ class Images:
         spec: InputSpec | None,
         method: MaskMethod,
         background: torch.Tensor | None = None,
-        key: tuple[Any, ...] = (),
+        key: Key = (),
     ) -> torch.Tensor:
         return mask_pictures(inputs, players, keep, index, spec, method, background, key)
 

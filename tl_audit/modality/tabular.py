@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from tl_audit.errors import DataError
 from tl_audit.measures.sampling import generator
-from tl_audit.modality.base import Caps, Cue, MaskMethod, Modality, Neighbourhood, Players, RawBatch, Samples
+from tl_audit.modality.base import Caps, Cue, Key, MaskMethod, Modality, Neighbourhood, Players, RawBatch, Samples
 from tl_audit.modality.cells import NA_TEXTS, Cells, Frame, number_text, text_number
+from tl_audit.modality.draws import drawn_rows
 from tl_audit.modality.options import require_column, require_known, suggest
 from tl_audit.records.exhibits import Bar, Picture
 from tl_audit.records.preprocessing import CategoricalColumn, InputSpec, NumericColumn, Preprocessing, TableEncoding
@@ -409,7 +410,7 @@ def mask_columns(
     method: MaskMethod,
     baseline: torch.Tensor,
     background: torch.Tensor | None,
-    key: tuple[Any, ...],
+    key: Key,
 ) -> torch.Tensor:
     """Rows with some columns removed.
 
@@ -426,8 +427,7 @@ def mask_columns(
         raise DataError(f'masking with "{method}" draws needs a background (some rows of the data)')
     if method == "conditional":
         return torch.where(gone, background.to(inputs)[near_rows(inputs, players, keep, index, background, key)], rows)
-    # drawn row by row in order: the draw of a row does not depend on how many rows follow
-    draws = generator(*key, "marginal").integers(len(background), size=keep.shape)
+    draws = drawn_rows(key, "marginal", len(background), keep, index, each=True)
     columns = players.assignment[0].cpu().numpy()
     source = torch.as_tensor(draws[:, columns], device=inputs.device)
     return torch.where(gone, background.to(inputs)[source, torch.arange(inputs.shape[1], device=inputs.device)], rows)
@@ -439,7 +439,7 @@ def near_rows(
     keep: NDArray[np.bool_],
     index: NDArray[np.int64],
     background: torch.Tensor,
-    key: tuple[Any, ...],
+    key: Key,
 ) -> torch.Tensor:
     """(R,) a background row for each masked row, drawn among those that are near it in the columns that stay.
 
@@ -478,7 +478,7 @@ def near_rows(
     width = (squares * candidate).sum(dim=1, keepdim=True) / candidate.sum(dim=1, keepdim=True)
     weight = torch.exp(-squares / (2 * width.clamp(min=torch.finfo(torch.float64).tiny))) * candidate
     reached = weight.cumsum(dim=1)
-    u = torch.as_tensor(generator(*key, "conditional").random(len(at)), device=inputs.device)[:, None] * reached[:, -1:]
+    u = torch.as_tensor((drawn_rows(key, "conditional", 2**53, keep, index, each=False) + 0.5) / 2**53, device=inputs.device)[:, None] * reached[:, -1:]
     return torch.searchsorted(reached, u, right=True)[:, 0].clamp(max=len(known) - 1)
 
 
@@ -609,7 +609,7 @@ class Tabular:
         spec: InputSpec | None,
         method: MaskMethod,
         background: torch.Tensor | None = None,
-        key: tuple[Any, ...] = (),
+        key: Key = (),
     ) -> torch.Tensor:
         return mask_columns(inputs, players, keep, index, method, self.baseline(inputs, spec, background), background, key)
 

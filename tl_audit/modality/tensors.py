@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tl_audit.errors import DataError
 from tl_audit.measures.sampling import generator
-from tl_audit.modality.base import MASK_METHODS, Caps, Cue, MaskMethod, Modality, Neighbourhood, Players, RawBatch, Samples
+from tl_audit.modality.base import MASK_METHODS, Caps, Cue, Key, MaskMethod, Modality, Neighbourhood, Players, RawBatch, Samples
 from tl_audit.modality.image import (
     PICTURE_MASKS,
     PICTURE_NEIGHBOURHOOD,
@@ -168,7 +168,7 @@ class Tensors:
         spec: InputSpec | None,
         method: MaskMethod,
         background: torch.Tensor | None = None,
-        key: tuple[Any, ...] = (),
+        key: Key = (),
     ) -> torch.Tensor:
         if inputs.ndim == 2:
             return mask_columns(inputs, players, keep, index, method, self.baseline(inputs, spec, background), background, key)
