@@ -1,7 +1,10 @@
-"""Planted defect 21: explainers that have nothing to do with the model. They must be found out, and sound methods beside them must not be accused."""
+"""Planted defects 21 and 22: explainers that have nothing to do with the model, and one whose rules miss a part of it. They must be found out, and sound
+methods beside them must not be accused.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -13,11 +16,12 @@ from torch import nn
 import tl_audit as ta
 from tl_audit.attribution import Attribution
 from tl_audit.attribution.maps import blank_maps, from_elements
+from tl_audit.attribution.methods.deep_lift import DeepLift
 from tl_audit.attribution.methods.edge_map import EdgeMap
 from tl_audit.models.builtin import SmallCNN
 
 ACCUSED = ("warn", "fail")
-SELECT = ["TLA301", "TLA305", "TLA702", "TLA703", "TLA704", "TLA711"]
+SELECT = ["TLA301", "TLA305", "TLA701", "TLA702", "TLA703", "TLA704", "TLA711"]
 
 
 def trained(net: nn.Module, x: torch.Tensor, y: torch.Tensor, *, steps: int, rate: float) -> nn.Module:
@@ -133,3 +137,50 @@ def test_a_constant_map_is_counted_as_blank_and_never_averaged_in(seed, monkeypa
     assert found["TLA702"].measurement.select("faithfulness_gain", method="edge_map").value is None
     assert "blank" in found["TLA702"].measurement.select("faithfulness_gain", method="edge_map").reason
     assert not stamp(found, "edge_map").startswith("passed")
+
+
+# ---------------------------------------------------------------- 22: functional ReLU under DeepLIFT
+
+
+class Functional(nn.Module):
+    """Nothing but linear modules; its ReLUs are functions, which rules for modules never see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(8, 24), nn.Linear(24, 24), nn.Linear(24, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.relu(self.first(x))
+        out: torch.Tensor = self.head(torch.relu(self.second(x)))
+        return out
+
+
+@cache
+def functional(seed: int) -> tuple[ta.Model, ta.Domain]:
+    model, target = columns(seed)
+    net = Functional()
+    net.load_state_dict({f"{name}.{part}": value for name, at in (("first", "0"), ("second", "2"), ("head", "4"))
+                         for part, value in model.module[int(at)].state_dict().items()})  # fmt: skip
+    return ta.Model(net.eval(), classes=("no", "yes")), target
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_rules_for_modules_miss_functional_activations_and_the_residual_shows_it(seed, monkeypatch):
+    whole = DeepLift.__call__
+    monkeypatch.setattr(DeepLift, "__call__", lambda self, *given: whole(replace(self, engine="captum"), *given))
+    found = audited(*functional(seed), ("deep_lift", "kernel_shap"), seed, attribution_samples=100)
+    assert found["TLA701"].status == "fail", found["TLA701"].reason
+    assert outcomes(found["TLA701"], "completeness_bad_share", "deep_lift") == "broken"
+    assert outcomes(found["TLA701"], "completeness_bad_share", "kernel_shap") == "met"
+    assert outcomes(found["TLA703"], "randomisation_effect", "kernel_shap") == "met"
+    assert outcomes(found["TLA703"], "randomised_similarity", "kernel_shap", "warn") != "broken"
+    assert stamp(found, "deep_lift").startswith("unreliable: not reliable: fails TLA701")
+    assert stamp(found, "kernel_shap").startswith("passed")
+    assert found["TLA711"].status == "warn"
+
+
+@pytest.mark.parametrize("build", [functional, columns])
+def test_the_rule_on_operations_adds_up_whether_activations_are_modules_or_functions(build):
+    found = audited(*build(0), ("deep_lift",), 0, attribution_samples=100)
+    assert found["TLA701"].status == "pass", found["TLA701"].reason
+    assert not stamp(found, "deep_lift").startswith("unreliable")
