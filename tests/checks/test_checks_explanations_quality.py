@@ -333,3 +333,62 @@ def test_without_grad_cam_no_layer_was_chosen(columns, rng):
     maps = Maps({"lime": with_maps(columns, rng.normal(size=(N, D)), "lime")})
     with pytest.raises(NotEvaluated, match="grad_cam"):
         layer_sensitivity(SimpleNamespace(), maps, passed("lime"))
+
+
+# ---------------------------------------------------------------- removal curves
+
+
+def test_neither_batches_nor_other_samples_nor_other_rankings_change_a_curve(rng):
+    from tl_audit.attribution import Targets
+    from tl_audit.attribution.quality import STEPS, Ranking, removal_curves
+    from tl_audit.modality import IMAGE
+    from tl_audit.models.builtin import SmallCNN
+
+    torch.manual_seed(0)
+    x = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    inputs = Inputs(x, tuple("abcde"), IMAGE, None, IMAGE.players(x, None, seed=0))
+    model, targets = Model(SmallCNN(2).eval()), Targets(np.ones(5, dtype=np.int64))
+    orders = [rng.permutation(int(c)) for c in inputs.players.count]
+    more = {"other": Ranking([o[::-1] for o in orders], STEPS), "one": Ranking(orders, STEPS)}
+    whole = removal_curves(model, inputs, targets, more, seed=0, batch_size=512)["one"]
+    small = removal_curves(model, inputs, targets, {"one": Ranking(orders, STEPS)}, seed=0, batch_size=3)["one"]
+    assert small.most_first == pytest.approx(whole.most_first, abs=1e-5)
+    at = np.array([3])
+    alone = removal_curves(model, inputs.select(at), targets[at], {"one": Ranking([orders[3]], STEPS)}, seed=0, batch_size=7)["one"]
+    assert alone.most_first == pytest.approx(whole.most_first[at], abs=1e-5)
+    other_seed = removal_curves(model, inputs, targets, {"one": Ranking(orders, STEPS)}, seed=1, batch_size=512)["one"]
+    assert np.abs(other_seed.most_first[:, 1:-1] - whole.most_first[:, 1:-1]).max() > 1e-6
+
+
+def test_masks_for_many_samples_are_those_of_each_alone(rng):
+    from tl_audit.attribution.removal import kept_after, kept_after_all
+
+    shares, counts = (0.0, 0.1, 0.35, 0.5, 0.8, 1.0), [3, 7, 5]
+    areas, orders = np.zeros((3, 7)), np.tile(np.arange(7), (3, 1))
+    for i, count in enumerate(counts):
+        areas[i, :count] = rng.integers(1, 9, size=count)
+        orders[i, :count] = rng.permutation(count)
+    whole = kept_after_all(orders, areas, shares)
+    for i, count in enumerate(counts):
+        order, area = orders[i, :count], areas[i, :count]
+        for k, share in enumerate(shares):  # the dull way: remove one after another, keep the cut that comes nearest
+            reached = [sum(area[p] for p in order[:c]) / area.sum() for c in range(count + 1)]
+            cut = min(range(count + 1), key=lambda c: abs(reached[c] - share))
+            assert whole[i, k, :count].tolist() == [p not in set(order[:cut]) for p in range(count)]
+        assert whole[i, :, count:].all()
+        assert kept_after(order, area, shares).tolist() == whole[i, :, :count].tolist()
+
+
+def test_a_fill_without_colour_is_that_of_each_channel_and_colour_is_not_mistaken_for_grey():
+    from tl_audit.modality import imputation
+
+    generator = torch.Generator().manual_seed(0)
+    grey = torch.rand(3, 1, 24, 24, generator=generator)
+    removed = torch.rand(3, 24, 24, generator=generator) < 0.6
+    scale, shift = torch.tensor([1.0, 4.5, 0.2])[:, None, None], torch.tensor([0.0, -2.0, 1.0])[:, None, None]
+    found = imputation.linear_fill(grey * scale + shift, removed)
+    each = torch.cat([imputation.linear_fill(grey, removed) * scale[k] + shift[k] for k in range(3)], dim=1)
+    assert torch.allclose(found, each, atol=1e-4)
+    colour = torch.cat([grey, grey.flip(-1)], dim=1)
+    found = imputation.linear_fill(colour, removed)
+    assert torch.allclose(found[:, 1:], imputation.linear_fill(grey.flip(-1), removed), atol=1e-6)

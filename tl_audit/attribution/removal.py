@@ -77,7 +77,8 @@ def relevance_orders(
 
 def kept_after(order: NDArray[np.int64], areas: FloatArray, shares: Sequence[float]) -> NDArray[np.bool_]:
     """(len(shares), d) players kept once the first of ``order`` are removed whose joint area comes nearest to each share."""
-    return kept_after_all(order[None], areas[None], shares)[0]
+    kept: NDArray[np.bool_] = kept_after_all(order[None], areas[None], shares)[0]
+    return kept
 
 
 def kept_after_all(orders: NDArray[np.int64], areas: FloatArray, shares: Sequence[float]) -> NDArray[np.bool_]:
