@@ -26,7 +26,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[AuditResult, Path
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory: pytest.TempPathFactory) -> AuditResult:
     # the explanation checks are exercised by the planted run
-    result, _ = run_demo(tmp_path_factory.mktemp("clean") / "out", clean=True, overrides={"checks.ignore": ["TLA70", "TLA711"]})
+    result, _ = run_demo(tmp_path_factory.mktemp("clean") / "out", clean=True, overrides={"checks.ignore": ["TLA7"]})
     return result
 
 
@@ -44,6 +44,29 @@ def test_the_thin_site_is_found_and_named(planted) -> None:
     gap = result["TLA602"].select("accuracy_gap", site="south")
     assert gap.value is not None
     assert gap.value < -0.1
+
+
+def test_three_methods_point_to_the_mark(planted) -> None:
+    found = planted[0]["TLA707"]
+    for method in ("grad_cam", "kernel_shap", "lime"):
+        for name in ("cue_mass_excess", "cue_mass_over_placebo"):
+            one = found.select(name, method=method, cue="corner mark")
+            assert one.interval is not None
+            assert one.interval[0] > 0, f"{method}: {one.value}"
+
+
+def test_the_unfaithful_explainer_is_stamped_wherever_it_appears_and_the_others_are_not(planted) -> None:
+    result = planted[0]
+    assert result["TLA703"].status == "fail"
+    assert result["TLA702"].status != "pass"
+    stamps = {method: str(result["TLA711"].params[f"stamp:{method}"]) for method in ("edge_map", "grad_cam", "kernel_shap", "lime")}
+    assert stamps.pop("edge_map").startswith("unreliable: not reliable: fails TLA703")
+    assert all(stamp.startswith("passed") for stamp in stamps.values()), stamps
+    shown = [e for f in result.findings if f.measurement is not None for e in f.measurement.exhibits]
+    pictures = [p for e in shown if e.kind == "ImageGrid" for row in e.rows for p in row.pictures]
+    mine = [one for one in (*shown, *pictures) if getattr(one, "method", None) == "edge_map"]
+    assert len(mine) > 3
+    assert all(one.stamp is not None and one.stamp.state == "unreliable" for one in mine)
 
 
 def test_what_is_sound_is_not_accused(planted) -> None:
