@@ -105,6 +105,7 @@ def test_base_adapted_and_difference_are_drawn_for_every_picture(explain: Run, p
     with Image.open(tmp_path / "out" / next(n for n in names if n.endswith("lime-adapted.png"))) as image:
         assert max(image.size) == 224
     assert "The methods beside each other" in page(tmp_path / "out")
+    assert "base | adapted | difference, by lime" in page(tmp_path / "out")
 
 
 def test_the_true_class_and_a_contrast_can_be_explained(explain: Run, picture_run: Path, tmp_path: Path) -> None:
@@ -126,6 +127,27 @@ def test_the_true_class_and_a_contrast_can_be_explained(explain: Run, picture_ru
     assert explain(*argv, "--target", "cat", "--against", "dog")[0] == 0
     data = json.loads((tmp_path / "out" / "attributions.json").read_text())
     assert {r["target"] for r in data["parts"]} == {"cat against dog"}
+
+
+def test_labels_of_pictures_come_from_a_table_beside_them(explain: Run, picture_run: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    (tmp_path / "flat").mkdir()
+    for k in range(2):
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(tmp_path / "flat" / f"{k}.png")
+    (tmp_path / "animals.csv").write_text("file,animal\n0.png,dog\n1.png,cat\n")
+    argv = ("--model", picture_run / "run", "--input", tmp_path / "flat", "--target", "true")
+    code, _, err = explain(*argv)
+    assert code == 2
+    assert "--metadata" in err
+    code, _, err = explain(*argv, "--metadata", tmp_path / "animals.csv", "--label", "animal")
+    assert code == 0, err
+    data = json.loads((tmp_path / "out" / "attributions.json").read_text())
+    assert {row["id"]: row["target"] for row in data["parts"]} == {"0.png": "dog", "1.png": "cat"}
+
+
+def test_a_column_that_is_not_there_is_named_before_anything_is_explained(explain: Run, table_run: Path) -> None:
+    _, _, err = explain("--model", table_run / "run", "--input", table_run / "patients.csv", "--dependence", "dosis")
+    assert "explaining 60 rows" not in err
 
 
 def test_a_whole_table_is_summed_up_with_intervals_against_chance(explain: Run, table_run: Path, tmp_path: Path) -> None:
@@ -186,6 +208,7 @@ def test_the_same_call_writes_the_same_bytes(explain: Run, table_run: Path, tmp_
         (["--row", "p99"], "there is no such id"),
         (["--row", "999"], "rows are numbered 0 to 59"),
         (["--dependence", "dosis"], "did you mean 'dose'"),
+        (["--dependence", "xxxx"], "there is no column 'xxxx'. The columns are: dose, age"),
         (["--row", "1", "--dependence", "dose"], "summed up"),
         (["--row", "1", "--all"], "leave out --all"),
         (["--all", "--most", "3"], "contradict"),
@@ -266,5 +289,5 @@ def test_hostile_file_names_become_plain_ones(explain: Run, picture_run: Path, t
 def test_the_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "--help"]) == 0
     text = capsys.readouterr().out
-    for option in ("--method", "--target", "--against", "--layer", "--budget", "--seed", "--base", "--quality", "--row", "--all", "--most", "--dependence", "--cluster", "--label", "--id", "--out"):  # fmt: skip
+    for option in ("--method", "--target", "--against", "--layer", "--budget", "--seed", "--base", "--quality", "--row", "--all", "--most", "--dependence", "--cluster", "--label", "--id", "--metadata", "--out"):  # fmt: skip
         assert option in text

@@ -18,6 +18,7 @@ _WHERE = {
     "Domain": "tl_audit.subject",
     "Model": "tl_audit.models",
     "Plan": "tl_audit.finetune",
+    "Preprocessing": "tl_audit.records.preprocessing",
     "Stage": "tl_audit.finetune",
     "Subject": "tl_audit.subject",
     "TLAuditError": "tl_audit.errors",
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from tl_audit.finetune import adapt as adapt
     from tl_audit.modality.base import Cue as Cue
     from tl_audit.models import Model as Model
+    from tl_audit.records.preprocessing import Preprocessing as Preprocessing
     from tl_audit.report import AuditReport as AuditReport
     from tl_audit.subject import Domain as Domain
     from tl_audit.subject import Subject as Subject

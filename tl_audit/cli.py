@@ -618,8 +618,11 @@ def explain(
     cluster: Annotated[
         str | None, typer.Option("--cluster", help="Column of patient, site, document: intervals are over these, not over rows.")
     ] = None,
-    label: Annotated[str | None, typer.Option("--label", help="Label column of a table, for --target true.")] = None,
+    label: Annotated[str | None, typer.Option("--label", help="Label column, for --target true.")] = None,
     id_column: Annotated[str | None, typer.Option("--id", help="Id column of a table, for --row.")] = None,
+    metadata: Annotated[
+        Path | None, typer.Option("--metadata", help="Table on the pictures, joined on file names; for --label and --cluster.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of stochastic methods.")] = 0,
 ) -> int:
     """Maps of what moved the model's outputs: a page, a picture per map, numbers as JSON and NPZ.
@@ -634,7 +637,7 @@ def explain(
             model=model, input=input, methods=tuple(dict.fromkeys(_split(method))) if method is not None else (default_method(input),),
             out=out_dir, target=target, against=against, layer=layer, arch=arch, classes=_split([classes]) if classes else None, budget=budget,
             base=base, quality=quality, rows=tuple(row or ()), all_rows=all_rows, most=most, dependence=tuple(dependence or ()), cluster=cluster,
-            label=label, id=id_column, seed=seed,
+            label=label, id=id_column, metadata=metadata, seed=seed,
         ),
         say=tell,
     )  # fmt: skip

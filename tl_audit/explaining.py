@@ -52,7 +52,8 @@ class Asked:
     all_rows : every row
     most : most samples; None: 16 pictures, 1000 rows
     dependence : columns of a table whose attribution is shown over their value
-    cluster, label, id : columns of a table
+    cluster, label, id : columns of a table, or of ``metadata``
+    metadata : a table on the pictures, joined on the file name
     """
 
     model: str
@@ -74,6 +75,7 @@ class Asked:
     cluster: str | None = None
     label: str | None = None
     id: str | None = None
+    metadata: Path | None = None
     seed: int = 0
 
 
@@ -104,6 +106,7 @@ def explain_files(asked: Asked, *, say: Callable[[str], None] = lambda text: Non
     chosen = _chosen(asked, domain, say)
     summed = domain.kind == "tabular" and not asked.rows and len(chosen) > HANDFUL
     inputs, read = _inputs(asked, model, run, domain, chosen, say)
+    _check_dependence(asked, inputs, summed=summed)
     targets = _targets(asked, model, run, domain, read, inputs, summed=summed, say=say)
     other = _other(asked, model, run, say) if asked.base else None
     made = _maps(asked, model, inputs, targets, say)
@@ -147,6 +150,18 @@ def _check(asked: Asked) -> None:
         raise ConfigError(f"--input: there is no {asked.input}")
 
 
+def _check_dependence(asked: Asked, inputs: Inputs, *, summed: bool) -> None:
+    """A column that cannot be shown is named before anything is explained."""
+    from tl_audit.attribution.importance import no_such_column
+
+    if asked.dependence and not summed:
+        raise ConfigError(f"--dependence needs a table with more than {HANDFUL} rows that are summed up")
+    names = inputs.players.names or ()
+    for column in asked.dependence:
+        if column not in names:
+            raise no_such_column(column, names)
+
+
 def _model(asked: Asked) -> tuple[Model, LoadedRun | None]:
     path = Path(asked.model)
     if path.is_dir():
@@ -170,7 +185,9 @@ def _domain(asked: Asked, run: LoadedRun | None) -> tuple[Domain, str]:
     from tl_audit.subject import Domain
 
     given: dict[str, Any] = {  # Any: see modality.open_data
-        name: value for name, value in (("cluster", asked.cluster), ("label", asked.label), ("id", asked.id)) if value is not None
+        name: value
+        for name, value in (("cluster", asked.cluster), ("label", asked.label), ("id", asked.id), ("metadata", asked.metadata))
+        if value is not None
     }
     if asked.input.is_dir() or run is None or run.kind != "tabular":
         return Domain(asked.input.name, asked.input, **given), ""
@@ -274,7 +291,9 @@ def _targets(
 
 def _true(asked: Asked, model: Model, domain: Domain, read: NDArray[np.int64]) -> list[str]:
     if domain.labels is None:
-        raise DataError(f"--target true: {asked.input} holds no labels; name the column with --label, or use class folders")
+        raise DataError(
+            f"--target true: {asked.input} holds no labels; name the column with --label (of pictures: with --metadata), or use class folders"
+        )
     names = [domain.labels[int(i)] for i in read]
     for row, name in zip(read, names, strict=True):
         if name is None or (model.classes is not None and name not in model.classes):
@@ -292,7 +311,7 @@ def _maps(asked: Asked, model: Model, inputs: Inputs, targets: Targets, say: Cal
 
     memo, out = Memo(), {}
     for method in asked.methods:
-        say(f"explaining {len(inputs)} {'samples' if inputs.players.spatial else 'rows'} with {method}")
+        say(f"explaining {len(inputs)} {'sample' if inputs.players.spatial else 'row'}{'' if len(inputs) == 1 else 's'} with {method}")
         out[method] = explain_inputs(
             model, inputs, method=method, targets=targets, seed=asked.seed, budget=asked.budget, memo=memo, layer=asked.layer
         )  # fmt: skip
@@ -335,11 +354,7 @@ def _translated(targets: Targets, model: Model, other: Model) -> Targets:
 
 def _sums(asked: Asked, domain: Domain, read: NDArray[np.int64], made: Mapping[str, Attribution]) -> dict[str, Importance]:
     cluster = None if domain.cluster is None else domain.cluster[read]
-    sums = {method: maps.importance(cluster) for method, maps in made.items()}
-    for one in sums.values():
-        for column in asked.dependence:
-            one.dependence(column)  # a mistyped column is named before anything is written
-    return sums
+    return {method: maps.importance(cluster) for method, maps in made.items()}
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------------------------------
@@ -357,8 +372,6 @@ def _write(
     from tl_audit.attribution.saving import write_whole
     from tl_audit.report.attributions import attribution_page
 
-    if asked.dependence and not sums:
-        raise ConfigError(f"--dependence needs a table with more than {HANDFUL} rows that are summed up")
     out = asked.out
     try:
         out.mkdir(parents=True, exist_ok=True)

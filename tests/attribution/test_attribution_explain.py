@@ -192,3 +192,17 @@ def test_grad_cam_of_the_probability_differs_from_that_of_the_logit(cnn):
 def test_an_unknown_quantity_is_refused(cnn):
     with pytest.raises(ConfigError, match="of is 'log-odds': expected one of logit, probability"):
         explain(cnn, torch.rand(1, 3, 16, 16), of="log-odds")
+
+
+def test_columns_keep_their_names_without_an_encoding(frame):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))
+    table = frame.assign(dose=frame["dose"].astype(float).fillna(0.0))[["age", "dose"]]
+    found = explain(net, table, method="kernel_shap", background=table)
+    assert found.inputs.players.names == ("age", "dose")
+    assert {row.part for row in found.importance().to_frame().rename(columns={"column": "part"}).itertuples()} == {"age", "dose"}
+    assert "age" in found._repr_html_()
+    for masking in ("mean", "marginal", "conditional"):
+        assert np.isfinite(explain(net, table, method="kernel_shap", background=table, masking=masking).values).all()
+    with pytest.raises(DataError, match="fit_encoding"):
+        explain(net, frame[["age", "site"]], method="kernel_shap")

@@ -118,6 +118,13 @@ def test_a_manifest_that_was_rewritten_to_fit_altered_weights_does_not_help(run,
         load_run(tmp_path / "run")
 
 
+def test_the_folder_of_a_report_is_told_apart_from_a_run(tmp_path: Path):
+    for name in ("manifest.json", "report.json"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(RecordError, match="is the folder of a report"):
+        load_run(tmp_path)
+
+
 def test_what_is_not_a_complete_run_is_told_apart(run, tmp_path: Path):
     with pytest.raises(RecordError, match="is not a run directory"):
         load_run(tmp_path / "nowhere")

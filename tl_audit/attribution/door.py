@@ -341,7 +341,8 @@ def _encoded(inputs: Any, spec: InputSpec | None) -> tuple[torch.Tensor, Modalit
         raise DataError("these inputs are pictures, and the model's preprocessing is that of a table")
     if spec is None:
         raise DataError(
-            "pictures need a preprocessing: give explain(..., preprocessing=...), Model(..., preprocessing=...), or a float tensor (N, C, H, W)"
+            "pictures need a preprocessing: give explain(..., preprocessing=tl_audit.Preprocessing(height=224, width=224, ...)), "
+            "Model(..., preprocessing=...), or a float tensor (N, C, H, W)"
         )
     batch = RawBatch(rows=np.arange(len(pictures)), items=pictures, errors=[None] * len(pictures), facts=[{}] * len(pictures))
     return IMAGE.encode(batch, spec), IMAGE, _ids(len(pictures))
@@ -351,6 +352,7 @@ def _from_frame(frame: Any, spec: InputSpec | None) -> tuple[torch.Tensor, Modal
     import pandas as pd
 
     from tl_audit.modality import TABULAR
+    from tl_audit.modality.tensors import Tensors
 
     if isinstance(spec, TableEncoding):
         missing = [c for c in spec.columns if c not in frame.columns]
@@ -359,7 +361,10 @@ def _from_frame(frame: Any, spec: InputSpec | None) -> tuple[torch.Tensor, Modal
         frame = frame[[c for c in spec.columns if c in frame.columns]]
     records = [{str(k): (None if pd.isna(v) else v) for k, v in row.items()} for row in frame.to_dict("records")]
     batch = RawBatch(rows=np.arange(len(records)), items=records, errors=[None] * len(records), facts=[{}] * len(records))
-    return TABULAR.encode(batch, spec), TABULAR, _ids(len(records))
+    tensor = TABULAR.encode(batch, spec)
+    # without an encoding the columns are the model's inputs as they are, and keep their names
+    kind: Modality = TABULAR if spec is not None else Tensors(names=tuple(str(c) for c in frame.columns))
+    return tensor, kind, _ids(len(records))
 
 
 def _pictures(inputs: Any) -> list[NDArray[np.uint8]]:

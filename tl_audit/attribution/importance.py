@@ -252,13 +252,7 @@ class Importance:
         """
         at = self._places()
         if column not in at:
-            import difflib
-
-            near = difflib.get_close_matches(column, list(at), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise DataError(
-                f"there is no column {column!r}{hint} The columns are: {', '.join(list(at)[:12])}{', ...' if len(at) > 12 else ''}"
-            )
+            raise no_such_column(column, list(at))
         reading = next(r for r in self._readings() if r.name == column)
         x = reading.numbers[self.used]
         y = np.stack(self.maps.player_values)[self.used, at[column]]
@@ -350,6 +344,15 @@ class Importance:
     def _readings(self) -> tuple[Readings, ...]:
         inputs = self.maps.inputs
         return readings(inputs.tensor.detach().cpu().double().numpy(), inputs.players, inputs.spec)
+
+
+def no_such_column(column: str, names: Sequence[str]) -> DataError:
+    """The error that names the column, the nearest one, and those that there are."""
+    import difflib
+
+    near = difflib.get_close_matches(column, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return DataError(f"there is no column {column!r}{hint} The columns are: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}")
 
 
 def importance(maps: Attribution, cluster: ArrayLike | Sequence[object] | None = None) -> Importance:

@@ -275,6 +275,8 @@ def read_files(folder: str | Path) -> RunFiles:
     if not (folder / MANIFEST).is_file():
         what = "is not complete (the run was interrupted): run `tl-audit adapt` again, finished stages are reused"
         raise RecordError(f"{folder}: {what if (folder / PARTIAL).is_dir() else f'has no {MANIFEST}: it is not a run directory'}")
+    if not (folder / RECORD).is_file() and (folder / "report.json").is_file():
+        raise RecordError(f"{folder}: is the folder of a report, not a run directory; give the folder that `tl-audit adapt --out` made")
     manifest = _read(folder / MANIFEST, Manifest)
     for name in (RECORD, ENCODING, PLAN, SAMPLES, ADAPTED, BASE):
         if name not in manifest.files:

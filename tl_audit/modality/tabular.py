@@ -548,7 +548,8 @@ class Tabular:
             numbers, wrong = _numbers(values)
             if wrong.any():
                 raise DataError(
-                    f"column {name!r} holds text ({values[int(np.argmax(wrong))]!r}) and the model has no encoding: fit one with fit_encoding"
+                    f"column {name!r} holds text ({values[int(np.argmax(wrong))]!r}) and the model has no encoding: "
+                    "give preprocessing=, made of training rows by tl_audit.modality.fit_encoding"
                 )
             columns.append(numbers)
         return torch.from_numpy(np.stack(columns, axis=1).astype(np.float32))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tl_audit.records.base import Displayable
@@ -157,7 +157,7 @@ def comparison_fragment(  # Any: attribution.comparison.Comparison
     return _render(
         "notebook/comparison.html",
         counters=page,
-        title=" | ".join(comparison.names) + (" | difference" if comparison.difference is not None else ""),
+        title=" | ".join(comparison.names) + (" | difference" if comparison.difference is not None else "") + _by(sides),
         count=_count(len(samples), total),
         made=[(name, maps.made_words(one)) for name, one in sides.items()],
         stamps=stamps,
@@ -169,6 +169,12 @@ def comparison_fragment(  # Any: attribution.comparison.Comparison
         samples=samples,
         many=f"{total - len(samples)} more samples are not shown here." if total > len(samples) else "",
     )
+
+
+def _by(sides: Mapping[str, Any]) -> str:  # Any: Attribution
+    """What follows the names: the method, where all maps are of one that their names do not tell."""
+    methods = {one.method for one in sides.values()}
+    return f", by {methods.pop()}" if len(methods) == 1 and not methods & set(sides) else ""
 
 
 def importance_fragment(  # Any: attribution.importance.Importance
