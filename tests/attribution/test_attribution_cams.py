@@ -561,6 +561,32 @@ def test_the_stages_of_a_plain_transformer_are_its_blocks():
     assert [name.split(".")[2] for name in found.stages] == ["encoder_layer_1", "encoder_layer_2", "encoder_layer_3"]
 
 
+def test_a_stage_ends_with_its_own_block_and_not_inside_the_next():
+    torch.manual_seed(0)
+    net = torchvision.models.get_model("shufflenet_v2_x0_5", weights=None, num_classes=3)
+    found = layer_maps(Model(net), image_inputs(images(1, 96, 3), cell=24), Targets(zeros(1)), Run())
+    assert found.stages == ("stage2", "stage3", "conv5")
+
+
+class TwoHeads(nn.Module):
+    """Two heads whose mean is the output, as distilled transformers have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head, self.other = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(4, 2), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x).mean(dim=(2, 3))
+        return (self.head(y) + self.other(y)) / 2
+
+
+def test_a_network_with_two_heads_is_read_and_the_reason_says_so():
+    found = cam(TwoHeads(), images(2, 8), "grad_cam")
+    assert found.layer == "conv"
+    assert "the head is not known" in found.layer_reason
+
+
 class Handing(nn.Module):
     """A layer that hands on what it gets, as it is or as an equal copy."""
 

@@ -57,7 +57,7 @@ class Survey(NamedTuple):
 
     Attributes
     ----------
-    head : module path
+    head : module path; empty where it is not known
     order : layers before the head that give a map of places, in order of their last use; of modules that hand on the very same map
         (a container and its last part) the outermost stands for all
     grids : how each of them is read
@@ -230,7 +230,12 @@ def survey(model: Model, evaluator: Evaluator, x: torch.Tensor, *, method: str =
             hooks.callback(module.register_forward_hook(after).remove)
         with torch.inference_mode(False), torch.enable_grad():
             scores, reading = evaluator.read(x.clone().requires_grad_(True))
-        head = head_from(reading)
+        try:
+            head = head_from(reading)
+        except ModelError:
+            if model.classes is not None and len(model.classes) != reading.logits.shape[1]:
+                raise
+            head = ""  # several heads side by side: maps of places end before them by themselves; ``choose`` says so
     last = {name: (tensor, grid) for name, tensor, grid in events[: starts.get(head, len(events))] if name != head}
     places = {name: at for at, (name, _, _) in enumerate(events[: starts.get(head, len(events))])}
     order = tuple(sorted(last, key=lambda n: places[n]))
@@ -296,7 +301,8 @@ def choose(found: Survey) -> Choice:
         name, why = (large or list(order))[-1], f"{why}; none carries gradient for the sample tried"
     passed = len(order) - 1 - order.index(name)
     later = f"; {passed} later layer(s) passed over, whose map is smaller or gets no gradient" if passed else ""
-    return Choice(name, found.grids[name], f"{why} ({found.grids[name]}){later}; head: {found.head}")
+    head = f"head: {found.head}" if found.head else "the head is not known: name it with head=... should this layer lie behind it"
+    return Choice(name, found.grids[name], f"{why} ({found.grids[name]}){later}; {head}")
 
 
 def neighbours(found: Survey, name: str) -> tuple[str | None, str | None]:
@@ -314,7 +320,12 @@ def stages(found: Survey, net: nn.Module) -> tuple[str, ...]:
     parts of that container which holds most parts of one kind.
     """
     alive = [n for n in found.order if n in found.alive]
-    by_size = {(found.grids[n].height, found.grids[n].width): n for n in alive}
+    by_size: dict[tuple[int, int], str] = {}
+    for name in alive:
+        size = (found.grids[name].height, found.grids[name].width)
+        # the inside of the next block may start at the old size: the outermost module speaks for its stage
+        if size not in by_size or name.count(".") <= by_size[size].count("."):
+            by_size[size] = name
     if len(by_size) >= STAGES:
         return tuple(n for n in alive if n in by_size.values())[-STAGES:]
     modules = dict(net.named_modules())
