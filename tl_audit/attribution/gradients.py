@@ -317,7 +317,14 @@ class Means:
 
 
 def means_over_draws(
-    evaluator: Evaluator, inputs: Inputs, contributions: Contributions, *, draws: int, block: int, first: int, convergence: float | None
+    evaluator: Evaluator,
+    inputs: Inputs,
+    contributions: Contributions,
+    *,
+    draws: int,
+    block: int,
+    first: int,
+    convergence: float | None,
 ) -> Means:
     """Means of contributions over draws, in rounds until a sample's intervals are narrow enough; draws of all samples share full batches.
 
