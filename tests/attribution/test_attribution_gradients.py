@@ -550,6 +550,29 @@ def test_layer_versions_add_up_and_keep_their_sums_when_enlarged(method, rng):
     assert "enlarged" in a.layer_reason
 
 
+def test_what_leading_tokens_of_a_layer_got_is_shared_out(rng):
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.cut, self.first, self.mix, self.head = (
+                nn.Conv2d(3, 8, 4, stride=4),
+                nn.Parameter(torch.randn(1, 1, 8)),
+                nn.Linear(8, 8),
+                nn.Linear(8, 3),
+            )
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            tokens = self.cut(x).flatten(2).transpose(1, 2)
+            tokens = torch.cat([self.first + tokens.mean(dim=1, keepdim=True), tokens], dim=1)
+            return self.head(F.silu(self.mix(tokens)).sum(dim=1))
+
+    a = explain_inputs(Model(Tokens()), image_inputs(pictures(rng)), method="integrated_gradients", targets=ones(4), layer="mix")
+    assert a.values.shape == (4, 16, 16)
+    assert share(a).max() < 0.0101
+    assert "leading tokens" in a.layer_reason
+
+
 def test_layer_integrated_gradients_are_captum_s(rng):
     captum = pytest.importorskip("captum.attr")
     net, x = Body(WAYS["silu"]).eval(), columns(rng)

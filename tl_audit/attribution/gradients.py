@@ -55,7 +55,8 @@ class Site:
             return None
         if self.grid is None:
             return f"asked for ({self.units} units)"
-        return f"asked for ({self.grid.height} x {self.grid.width} places, enlarged to the input)"
+        tokens = ", leading tokens shared out evenly or left out" if self.grid.prefix else ""
+        return f"asked for ({self.grid.height} x {self.grid.width} places, enlarged to the input{tokens})"
 
     def read(
         self, x: torch.Tensor, targets: Targets, quantity: Quantity, at: torch.Tensor | None = None
@@ -120,7 +121,11 @@ class Site:
             return reduced(values, inputs.players.assignment.ndim, channels)
         if self.grid is None:
             return values.flatten(1)
-        return reduced(self.grid.maps(values), 3, channels)
+        shown = reduced(self.grid.maps(values), 3, channels)
+        if not self.grid.prefix or channels != "sum":
+            return shown
+        # leading tokens lie nowhere: what they got is shared evenly, so that sums stay whole
+        return shown + values[:, : self.grid.prefix].flatten(1).sum(dim=1)[:, None, None] / (self.grid.height * self.grid.width)
 
     def shown(self, maps: torch.Tensor, inputs: Inputs, activations: torch.Tensor | None = None) -> tuple[FloatArray, PlayerValues, Inputs]:
         """Maps and player values of values per place (N, *places), and the inputs they speak of: those given, or a layer's units."""

@@ -126,13 +126,14 @@ class GradientSHAP:
     def _plan(self, inputs: Inputs, seed: int, rows: int, draws: int, block: int) -> tuple[FloatArray, IntArray]:
         """(N, draws) places on the way and rows of the background."""
         alpha, row = np.empty((len(inputs), draws)), np.empty((len(inputs), draws), dtype=np.int64)
+        turn, place = np.divmod(np.arange(draws), rows)
+        further = _halvings(turn)
         for i, sample in enumerate(inputs.ids):
             rng = generator(seed, self.name, sample)
-            turn, place = np.divmod(np.arange(draws), rows)
             strata = rng.permuted(np.tile(np.arange(block), (-(-rows // block), 1)), axis=1).reshape(-1)[:rows]
             first = (strata + rng.uniform(size=rows)) / block
             # at its next turns a row is asked half a way further, then a quarter: its own places are spread out as well
-            alpha[i] = (first[place] + _halvings(turn)) % 1.0
+            alpha[i] = (first[place] + further) % 1.0
             row[i] = rng.permutation(rows)[place]
         return alpha, row
 
