@@ -85,3 +85,8 @@ def test_the_guide_to_explanations_names_every_method_mask_segmentation_and_chec
         assert f'"{cut}"' in text, cut
     for code in (c.code for c in BUILTIN if c.code.startswith("TLA7")):
         assert re.search(rf"^\| {code} ", text, flags=re.MULTILINE), code
+
+
+def test_the_readme_names_every_method() -> None:
+    text = (GUIDE.parents[1] / "README.md").read_text(encoding="utf-8")
+    assert [m for m in METHODS if f"`{m}`" not in text] == []
