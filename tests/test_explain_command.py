@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 import tl_audit as ta
+from tl_audit.attribution.methods import EXPLAINERS, NEGATIVE_CONTROLS
 from tl_audit.cli import main
 
 Run = Callable[..., tuple[int, str, str]]
@@ -143,6 +144,16 @@ def test_labels_of_pictures_come_from_a_table_beside_them(explain: Run, picture_
     assert code == 0, err
     data = json.loads((tmp_path / "out" / "attributions.json").read_text())
     assert {row["id"]: row["target"] for row in data["parts"]} == {"0.png": "dog", "1.png": "cat"}
+
+
+def test_a_layer_goes_to_the_methods_that_read_one(explain: Run, picture_run: Path, tmp_path: Path) -> None:
+    argv = ("--model", picture_run / "run", "--input", picture_run / "data", "--most", 1, "--budget", 20, "--layer", "block2", "--method")
+    code, _, err = explain(*argv, "grad_cam,lime")
+    assert code == 0, err
+    assert json.loads((tmp_path / "out" / "attributions-grad_cam.json").read_text())["layer"] == "block2"
+    code, _, err = explain(*argv, "lime,kernel_shap")
+    assert code == 2
+    assert "none of lime, kernel_shap reads a layer" in err
 
 
 def test_a_column_that_is_not_there_is_named_before_anything_is_explained(explain: Run, table_run: Path) -> None:
@@ -291,3 +302,8 @@ def test_the_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None
     text = capsys.readouterr().out
     for option in ("--method", "--target", "--against", "--layer", "--budget", "--seed", "--base", "--quality", "--row", "--all", "--most", "--dependence", "--cluster", "--label", "--id", "--metadata", "--out"):  # fmt: skip
         assert option in text
+    about, controls = text.split("Negative controls")
+    space, both = about.split("Pictures and tables:")
+    for method in EXPLAINERS:
+        where = controls if method.name in NEGATIVE_CONTROLS else space if method.needs_space else both
+        assert re.search(rf"(?<!\w){re.escape(method.name)}(?![\w+])", where), method.name

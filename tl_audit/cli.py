@@ -596,7 +596,7 @@ def explain(
         str | None, typer.Option("--target", metavar="NAME|predicted|true", help="Class to explain; default: the predicted one.")
     ] = None,
     against: Annotated[str | None, typer.Option("--against", metavar="NAME", help="Class to subtract: why this and not that?")] = None,
-    layer: Annotated[str | None, typer.Option("--layer", help="Module path, for CAM methods.")] = None,
+    layer: Annotated[str | None, typer.Option("--layer", help="Module path, for methods that read a layer.")] = None,
     arch: Annotated[str | None, typer.Option("--arch", help="Architecture of a weights file.")] = None,
     classes: Annotated[str | None, typer.Option("--classes", help="Class names of a weights file, comma-separated.")] = None,
     budget: Annotated[int | None, typer.Option("--budget", min=1, help="Model evaluations per sample.")] = None,
@@ -629,6 +629,11 @@ def explain(
 
     A table of more than 16 rows is summed up as well: mean |value| per column with its interval against chance, every row as a dot,
     and how the first column (or --dependence) goes with its value; importance.csv holds the figures.
+
+    Methods. Pictures: grad_cam, grad_cam++, hires_cam, xgrad_cam, layer_cam, eigen_cam, score_cam, ablation_cam, guided_grad_cam.
+    Pictures and tables: integrated_gradients, saliency, input_x_gradient, smooth_grad, gradient_shap, deep_lift, deep_shap, guided_backprop,
+    kernel_shap, permutation_shap, partition_shap, sampling_shap, exact_shap, lime, feature_ablation, occlusion, rise.
+    Negative controls, which ask no model: edge_map (pictures), random_map.
     """
     from tl_audit.explaining import Asked, default_method, explain_files
 

@@ -46,6 +46,7 @@ class Asked:
     methods : explainers, in the order shown
     target : class name, "predicted", "true", or None: the predicted class, and the positive class where a table is summed up and the run declares one
     against : class that is subtracted
+    layer : module path, for those of the methods that read a layer
     base : show the base model's maps and the difference beside the adapted model's
     quality : check the maps against random maps and permuted weights, and stamp them
     rows : ids or row numbers to explain
@@ -139,7 +140,9 @@ def _check(asked: Asked) -> None:
     if not asked.methods:
         raise ConfigError("--method is empty; `tl-audit explain --help` lists the methods")
     for method in asked.methods:
-        explainer(method, layer=asked.layer)
+        explainer(method, layer=asked.layer if _reads_layer(method) or len(asked.methods) == 1 else None)
+    if asked.layer is not None and not any(_reads_layer(m) for m in asked.methods):
+        raise ConfigError(f"--layer is {asked.layer}, and none of {', '.join(asked.methods)} reads a layer")
     if asked.most is not None and asked.most < 1:
         raise ConfigError(f"--most is {asked.most}: expected at least 1")
     if asked.rows and (asked.all_rows or asked.most is not None):
@@ -148,6 +151,12 @@ def _check(asked: Asked) -> None:
         raise ConfigError("--all and --most contradict each other: give one of them")
     if not asked.input.exists():
         raise ConfigError(f"--input: there is no {asked.input}")
+
+
+def _reads_layer(method: str) -> bool:
+    from tl_audit.attribution import explainer
+
+    return hasattr(explainer(method), "layer")
 
 
 def _check_dependence(asked: Asked, inputs: Inputs, *, summed: bool) -> None:
@@ -311,9 +320,10 @@ def _maps(asked: Asked, model: Model, inputs: Inputs, targets: Targets, say: Cal
 
     memo, out = Memo(), {}
     for method in asked.methods:
+        layer = asked.layer if _reads_layer(method) else None  # of several methods, for those that read one
         say(f"explaining {len(inputs)} {'sample' if inputs.players.spatial else 'row'}{'' if len(inputs) == 1 else 's'} with {method}")
         out[method] = explain_inputs(
-            model, inputs, method=method, targets=targets, seed=asked.seed, budget=asked.budget, memo=memo, layer=asked.layer
+            model, inputs, method=method, targets=targets, seed=asked.seed, budget=asked.budget, memo=memo, layer=layer
         )  # fmt: skip
     return out
 
