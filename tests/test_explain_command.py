@@ -253,6 +253,15 @@ def test_maps_are_stamped_when_asked_for(explain: Run, picture_run: Path, tmp_pa
     assert data["maps"]["adapted"]["quality"]["text"].split(";")[0] in page(tmp_path / "out")
 
 
+def test_a_weights_file_says_what_it_takes_for_granted(explain: Run, picture_run: Path) -> None:
+    picture = picture_run / "data" / "cat" / "0.png"
+    code, _, err = explain(
+        "--model", picture_run / "run" / "adapted.safetensors", "--arch", "tl_audit:small_cnn", "--classes", "cat,dog", "--input", picture
+    )
+    assert code == 0, err
+    assert "the weights file does not say how inputs are made; as tl_audit:small_cnn has it: pictures at their own size" in err
+
+
 def test_base_needs_a_run_directory(explain: Run, table_run: Path) -> None:
     code, _, err = explain(
         "--model", table_run / "run" / "adapted.safetensors", "--arch", "tl_audit:mlp", "--classes", "ill,well", "--base",

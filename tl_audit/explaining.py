@@ -101,6 +101,8 @@ def explain_files(asked: Asked, *, say: Callable[[str], None] = lambda text: Non
 
     _check(asked)  # a mistyped method or a contradiction is named before anything is loaded
     model, run = _model(asked)
+    if run is None:
+        say(_assumed(asked, model))
     domain, note = _domain(asked, run)
     if note:
         say(note)
@@ -187,6 +189,16 @@ def _model(asked: Asked) -> tuple[Model, LoadedRun | None]:
     from tl_audit.models import load_model
 
     return load_model(path, arch=asked.arch, classes=list(asked.classes), name="adapted"), None
+
+
+def _assumed(asked: Asked, model: Model) -> str:
+    """How inputs are made, which a weights file does not hold and a run directory does."""
+    from tl_audit.records.preprocessing import Preprocessing
+
+    spec = model.preprocessing
+    sized = f"pictures of {spec.width} x {spec.height} px" if isinstance(spec, Preprocessing) else ""
+    made = sized or "pictures at their own size, from 0 to 1; columns as they are"
+    return f"the weights file does not say how inputs are made; as {asked.arch} has it: {made}. A run directory knows what the model was trained on"
 
 
 def _domain(asked: Asked, run: LoadedRun | None) -> tuple[Domain, str]:
