@@ -192,10 +192,8 @@ def test_only_as_many_parts_as_asked_for_get_a_slope(patches: Any) -> None:
 
 def test_nothing_is_evaluated_twice_with_a_memo(patches: Any) -> None:
     x, _ = patches
-    memo = Memo()
-    runs = [
-        explain_inputs(Model(PatchDetector()), image_inputs(x), method="lime", targets=ones(len(x)), budget=60, memo=memo) for _ in range(2)
-    ]
+    model, memo = Model(PatchDetector()), Memo()
+    runs = [explain_inputs(model, image_inputs(x), method="lime", targets=ones(len(x)), budget=60, memo=memo) for _ in range(2)]
     assert runs[0].values.tobytes() == runs[1].values.tobytes()
     assert runs[1].budget == 0
 

@@ -94,7 +94,8 @@ class Run:
     Attributes
     ----------
     seed : of stochastic methods; each sample draws from (seed, method, sample id) alone
-    budget : most model evaluations per sample; None: the method's own choice (``DEFAULT_BUDGET`` unless it says otherwise)
+    budget : most model evaluations per sample; None: the method's own choice (``DEFAULT_BUDGET`` unless it says otherwise). Rows of a background that
+        SHAP's sampling methods evaluate once for all samples come besides (``shapley.most_background``)
     batch_size : rows per forward pass; halved where memory runs out
     memo : evaluations of masked inputs that several methods share; None: nothing is shared
     share : of that budget which may be spent, for runs that need not be as exact; 8 evaluations at least

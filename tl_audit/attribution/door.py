@@ -65,7 +65,8 @@ def explain(
     of : what is explained, "logit" or "probability"; None: the method's own (the probability for lime, else the logit)
     layer : module path, for CAM methods and layer versions; None: found, with the reason in the result
     seed : of stochastic methods; each sample draws from (seed, method, sample id) alone
-    budget : most model evaluations per sample; None: the method's own, mostly 256
+    budget : most model evaluations per sample; None: the method's own, mostly 256. Besides it SHAP's sampling methods evaluate the rows of a
+        background once for all samples, at most half as many
     convergence : of stochastic methods: stop when the largest 95 % half-width of a sample's values is at most this share of their range
     baseline : the model input that stands for "nothing there" (one, or one per sample)
     background : inputs whose rows fill in for removed parts (SHAP and LIME on tables, masking "marginal")
@@ -209,7 +210,10 @@ def ready(
     rows = None if background is None else _encoded(background, spec)[0]
     if players is not None and segmentation is not None:
         raise ConfigError("players and segmentation both say what the parts are: give one of them")
-    parts = players if players is not None else modality.players(tensor, spec, seed=seed, segmentation=segmentation)
+    if players is not None:
+        parts = players.checked(len(tensor), tuple(tensor.shape[2:] if players.spatial else tensor.shape[1:]))
+    else:
+        parts = modality.players(tensor, spec, seed=seed, segmentation=segmentation)
     made = Inputs(tensor=tensor, ids=ids, modality=modality, spec=spec, players=parts, background=rows)
     return wrapped, made, batch_size if batch_size is not None else batch_size_for(tensor, wrapped)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,7 @@ class Evaluator:
     evaluations : forward passes so far, one per row; a backward pass counts as one more
     halvings : how often a batch had to be halved for lack of memory
     facts : how the model was run ("network": the copy that stood in for it, or why it was run itself), for an attribution's params
+    identity : which network this is, and in which state: what a memo tells models apart by
     """
 
     net: nn.Module
@@ -45,6 +47,7 @@ class Evaluator:
     halvings: int = 0
     notes: set[str] = field(default_factory=set)
     facts: dict[str, Any] = field(default_factory=dict)  # Any: plain JSON values
+    identity: tuple[object, ...] = ()
 
     def prepare(self, x: torch.Tensor) -> torch.Tensor:
         """Rows on the model's device and in its floating-point type."""
@@ -139,11 +142,19 @@ def evaluating(
             dtype = parameter.dtype if parameter.is_floating_point() else dtype
             parameter.requires_grad_(False)
         facts: dict[str, Any] = {}
+        copied = False
         if outputs_only is not None and sample is not None and len(sample):
             prepared = inference_copy(model, sample, planned=outputs_only)
             facts["network"] = prepared.reason if prepared.net is not None else f"the model itself: {prepared.reason}"
+            copied = prepared.net is not None
             net = net if prepared.net is None else prepared.net
-        yield Evaluator(net, model.output, max(1, batch_size), device, dtype, facts=facts)
+        yield Evaluator(net, model.output, max(1, batch_size), device, dtype, facts=facts, identity=(*_identity(model), copied))
+
+
+def _identity(model: Model) -> tuple[object, ...]:
+    """The network itself (weakly, so that another one at its address is not taken for it), the output read, and the state of its numbers."""
+    state = tuple((t.data_ptr(), -1 if t.is_inference() else t._version) for t in (*model.module.parameters(), *model.module.buffers()))
+    return weakref.ref(model.module), model.output, state
 
 
 def _as_quantity(reading: Reading, quantity: Quantity) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -20,11 +21,14 @@ _MADE_AT_ONCE = 64  # masks of one sample filled in together; fixed, so that a f
 
 @dataclass
 class Memo:
-    """Evaluations that were made already. It belongs to one model, one set of targets and one reference: ``Game`` checks the latter two.
+    """Evaluations that were made already. Found again only for the same network in the same state, numbers, parts, reference and target.
+
+    Sample ids play no part: what is compared is content (``Game``). Weights are known by their storage and torch's count of changes to it; writing
+    through ``.data`` goes round that count, and needs a new memo.
 
     Attributes
     ----------
-    known : per reference, target and sample: coalition (bytes), row drawn -> (logit, probability) of what is explained
+    known : per network, reference, target and content of a sample: coalition (bytes), row drawn -> (logit, probability) of what is explained
     asked, answered : evaluations wanted, and how many of them needed no model
     """
 
@@ -50,7 +54,7 @@ class Game:
         self.evaluator, self.targets, self.seed = evaluator, targets, seed
         self.inputs, self.reference = evaluator.moved(inputs), reference.moved(evaluator.device)
         self.memo = None if memo is None or reference.kind == "made" else memo
-        self._of = reference.name if reference.rows is None else (reference.name, _digest(reference)) if self.memo is not None else ""
+        self._contents: tuple[bytes, ...] = () if self.memo is None else _contents(inputs, reference)
 
     def full(self, quantity: Quantity = "logit") -> FloatArray:
         """(N,) score of each input as it is."""
@@ -125,8 +129,10 @@ class Game:
         packed = np.packbits(flags, axis=1)
         against = self.targets.against
         books = [
-            memo.known.setdefault((self._of, identity, int(self.targets.index[i]), None if against is None else int(against[i])), {})
-            for i, identity in enumerate(self.inputs.ids)
+            memo.known.setdefault(
+                (self.evaluator.identity, content, int(self.targets.index[i]), None if against is None else int(against[i])), {}
+            )
+            for i, content in enumerate(self._contents)
         ]
         # with every part kept the row drawn does not matter
         full = flags.sum(axis=1) >= self.inputs.players.count[sample]
@@ -147,10 +153,24 @@ class Game:
         return np.array([books[sample[r]][key] for r, key in enumerate(keys)]).reshape(-1, 2)
 
 
-def _digest(reference: Reference) -> str:
-    """Which rows stand for removed parts, so that games with other rows share nothing."""
-    import hashlib
+def _contents(inputs: Inputs, reference: Reference) -> tuple[bytes, ...]:
+    """What decides a masked sample's numbers, one digest per sample: its own numbers, its parts, and what stands where a part is removed."""
+    common = hashlib.blake2b(f"{reference.kind} {inputs.tensor.dtype} {tuple(inputs.tensor.shape[1:])}".encode(), digest_size=16)
+    if reference.shared and reference.rows is not None:
+        common.update(_bytes(reference.rows).data)
+    columns = [_bytes(inputs.tensor), _bytes(inputs.players.assignment), _bytes(torch.as_tensor(inputs.players.count)[:, None])]
+    if not reference.shared and reference.rows is not None:
+        columns.append(_bytes(reference.rows))
+    out = []
+    for i in range(len(inputs)):
+        own = common.copy()
+        for column in columns:
+            own.update(column[i].data)
+        out.append(own.digest())
+    return tuple(out)
 
-    if reference.rows is None:
-        return ""
-    return hashlib.sha256(reference.rows.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+
+def _bytes(tensor: torch.Tensor) -> NDArray[np.uint8]:
+    """(N, bytes) of each row, whatever its type."""
+    rows = tensor.detach().cpu().flatten(1).contiguous()
+    return np.asarray(rows.view(torch.uint8).numpy())

@@ -33,9 +33,7 @@ def from_players(values: Sequence[NDArray[np.float64]], players: Players) -> tup
     pooled = tuple(np.asarray(v, dtype=np.float64) for v in values)
     if not players.spatial:
         return np.stack(pooled), pooled
-    shared = []
-    for i, v in enumerate(pooled):
-        shared.append(v / np.maximum(players.areas(i), 1))
+    shared = [v / np.maximum(area, 1) for v, area in zip(pooled, players.all_areas(), strict=True)]
     return players.spread(shared), pooled
 
 

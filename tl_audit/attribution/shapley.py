@@ -23,6 +23,11 @@ _ROUNDING = 1e-5
 _PRIOR_DRAWS = 4.0  # weight of the other players' variance, in draws
 
 
+def most_background(budget: int) -> int:
+    """Rows of a background for a sampling method. They are evaluated once for all samples, besides the budget of each: never more than half of it."""
+    return max(1, min(MOST_BACKGROUND, budget // 2))
+
+
 class Ends(NamedTuple):
     """Scores with every part and with none.
 

@@ -85,6 +85,9 @@ class Samples(Protocol):
     def read(self, rows: NDArray[np.int64]) -> RawBatch: ...
 
 
+_PLACES_AT_ONCE = 2**19  # summed over parts at once: what stays near the processor
+
+
 @dataclass(frozen=True)
 class Players:
     """Input parts that attributions speak of: superpixels, columns, (later) tokens. Made once per sample, shared by all explainers.
@@ -120,17 +123,66 @@ class Players:
 
     def pool(self, values: torch.Tensor) -> list[NDArray[np.float64]]:
         """Sums of elementwise attributions ``values`` (N, *spatial) over each player: one (count[i],) array per sample."""
-        out = []
-        for i in range(len(self.count)):
-            flat = self.assignment[i].reshape(-1).cpu().numpy()
-            weights = values[i].detach().cpu().double().reshape(-1).numpy()
-            out.append(np.bincount(flat, weights=weights, minlength=int(self.count[i])).astype(np.float64))
-        return out
+        return self._sums(values.detach().cpu().double().numpy())
+
+    def all_areas(self) -> list[NDArray[np.float64]]:
+        """``areas`` of every sample."""
+        if not self.spatial:
+            return [np.ones(int(count)) for count in self.count]
+        return self._sums(None)
 
     def spread(self, values: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
         """Values per player laid back on the assignment: (N, *spatial)."""
-        rows = [values[i][self.assignment[i].cpu().numpy()] for i in range(len(self.count))]
-        return np.stack(rows)
+        parts = self._parts()
+        table = np.zeros((len(parts), int(self.count.max(initial=0))))
+        for row, mine in zip(table, values, strict=True):
+            row[: len(mine)] = mine
+        return np.take_along_axis(table, parts, axis=1).reshape(tuple(self.assignment.shape))
+
+    def checked(self, n: int, shape: tuple[int, ...]) -> Players:
+        """These parts, if they are parts of ``n`` inputs whose places form ``shape``. A number that no place has is a part of no size.
+
+        Raises
+        ------
+        DataError : another shape, a place with a number outside [0, count)
+        """
+        if tuple(self.assignment.shape) != (n, *shape) or self.count.shape != (n,):
+            raise DataError(
+                f"the players' assignment has shape {tuple(self.assignment.shape)} and their count {self.count.shape}: "
+                f"expected {(n, *shape)} and {(n,)}, one number per place of each input"
+            )
+        parts = self._parts()
+        if parts.shape[1]:
+            wrong = np.flatnonzero((parts.min(axis=1) < 0) | (parts.max(axis=1) >= self.count))
+            if len(wrong):
+                i = int(wrong[0])
+                raise DataError(
+                    f"the players of input {i} have numbers from {parts[i].min()} to {parts[i].max()}, and its count is {int(self.count[i])}: "
+                    f"number them from 0 to {int(self.count[i]) - 1}"
+                )
+        if self.names is not None and any(int(count) != len(self.names) for count in self.count):
+            raise DataError(
+                f"{len(self.names)} player names for {int(self.count.max(initial=0))} players: give one name per player, or none"
+            )
+        return replace(self, assignment=self.assignment.long(), count=self.count.astype(np.int64))
+
+    def _parts(self) -> NDArray[np.int64]:
+        """(N, places) part of each place."""
+        return self.assignment.flatten(1).cpu().numpy()
+
+    def _sums(self, values: NDArray[np.float64] | None) -> list[NDArray[np.float64]]:
+        """Sums of ``values`` (None: of ones) over each part, all rows of a block at once: part k of row r is counted as r x width + k."""
+        parts, width = self._parts(), int(self.count.max(initial=0))
+        n, places = parts.shape
+        out = np.zeros((n, width))
+        step = max(1, _PLACES_AT_ONCE // max(1, places))
+        for start in range(0, n, step):
+            block = parts[start : start + step]
+            rows = len(block)
+            at = (block + width * np.arange(rows)[:, None]).reshape(-1)
+            weights = None if values is None else values[start : start + step].reshape(-1)
+            out[start : start + step] = np.bincount(at, weights=weights, minlength=rows * width).reshape(rows, width)
+        return [row[: int(count)].copy() for row, count in zip(out, self.count, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from tl_audit.attribution.convergence import rounds, settled
 from tl_audit.attribution.evaluation import Quantity, evaluating
 from tl_audit.attribution.game import Game
 from tl_audit.attribution.reference import drawn_background, reference_of
-from tl_audit.attribution.shapley import BACKGROUND_OF, MOST_BACKGROUND, assembled, ends, not_settled
+from tl_audit.attribution.shapley import BACKGROUND_OF, assembled, ends, most_background, not_settled
 from tl_audit.errors import ConfigError
 from tl_audit.measures.sampling import generator
 from tl_audit.models.model import Model
@@ -64,7 +64,7 @@ class KernelSHAP:
         if budget < 4:
             raise ConfigError(f"kernel_shap needs a budget of at least 4 model evaluations, not {budget}")
         reference, note = drawn_background(
-            reference_of(inputs, self.baseline, self.masking), most=MOST_BACKGROUND, seed=run.seed, method=BACKGROUND_OF
+            reference_of(inputs, self.baseline, self.masking), most=most_background(budget), seed=run.seed, method=BACKGROUND_OF
         )
         caveats = [] if note is None else [note]
         n, counts = len(inputs), inputs.players.count

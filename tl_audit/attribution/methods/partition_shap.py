@@ -88,7 +88,7 @@ class PartitionSHAP:
             raise ConfigError(f"partition_shap needs a budget of at least 4 model evaluations, not {budget}")
         # the same few rows for every evaluation, so that its differences are no differences of rows
         reference, note = drawn_background(
-            reference_of(inputs, self.baseline, self.masking), most=min(_ROWS, (budget - 2) // 2), seed=run.seed, method=BACKGROUND_OF
+            reference_of(inputs, self.baseline, self.masking), most=min(_ROWS, (budget - 1) // 3), seed=run.seed, method=BACKGROUND_OF
         )
         caveats = [] if note is None else [note]
         rows = len(reference) if reference.shared else 1
@@ -96,7 +96,7 @@ class PartitionSHAP:
         inside = [members(t) for t in trees]
         most = int(counts.max(initial=1))
         values = [np.zeros(int(d)) for d in counts]
-        left = np.full(n, (budget - 2) // (2 * rows))  # splits
+        left = np.full(n, (budget - 1 - rows) // (2 * rows))  # splits
         with evaluating(model, batch_size=run.batch_size, outputs_only=budget, sample=inputs.tensor[:8]) as evaluator:
             game = Game(evaluator, inputs, targets, reference, memo=run.memo, seed=run.seed)
             found = ends(game, evaluator, targets, self.output)

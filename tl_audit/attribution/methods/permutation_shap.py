@@ -16,7 +16,7 @@ from tl_audit.attribution.convergence import rounds, settled
 from tl_audit.attribution.evaluation import Quantity, evaluating
 from tl_audit.attribution.game import Game
 from tl_audit.attribution.reference import drawn_background, reference_of
-from tl_audit.attribution.shapley import BACKGROUND_OF, MOST_BACKGROUND, adding_up, assembled, ends, not_settled, variance_of_mean
+from tl_audit.attribution.shapley import BACKGROUND_OF, adding_up, assembled, ends, most_background, not_settled, variance_of_mean
 from tl_audit.errors import ConfigError
 from tl_audit.measures.sampling import generator
 from tl_audit.models.model import Model
@@ -71,7 +71,7 @@ class PermutationSHAP:
                 f"permutation_shap needs {_cost(parts) + 2} model evaluations for one order of {parts} input parts, and the budget is {budget}: raise it"
             )
         reference, note = drawn_background(
-            reference_of(inputs, self.baseline, self.masking), most=MOST_BACKGROUND, seed=run.seed, method=BACKGROUND_OF
+            reference_of(inputs, self.baseline, self.masking), most=most_background(budget), seed=run.seed, method=BACKGROUND_OF
         )
         caveats = [] if note is None else [note]
         fixed = reference.kind == "fixed"
