@@ -232,6 +232,8 @@ class Answer(Record):
     answer: str
     by: str
     on: Day
+    evidence: str | None = None
+    "of the numbers that were looked at, as TLA902 prints it: the answer is outdated once they differ"
 
 
 class SignOff(Record):

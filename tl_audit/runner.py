@@ -16,14 +16,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tl_audit.checks.base import Check, Context, lacking
-from tl_audit.checks.governance import missing_declarations
+from tl_audit.attribution.stamps import GATE_CODES, gate_of
+from tl_audit.checks.base import Check, Context, PolicyFacts, PolicyUse, lacking
+from tl_audit.checks.governance import REVIEWS, missing_declarations
 from tl_audit.checks.stamps import GATE, stamped, stamps
 from tl_audit.errors import ConfigError, Interrupted, MissingExtra, NotEvaluated
 from tl_audit.evidence import Store, StoredEvidence
 from tl_audit.evidence.cards import subject_card
 from tl_audit.evidence.keys import input_key
 from tl_audit.evidence.passes import default_pairs
+from tl_audit.evidence.store import key_of
 from tl_audit.evidence.surroundings import Stopper, deterministic, environment, on_device, untouched_randomness
 from tl_audit.measures.multiplicity import benjamini_hochberg, holm
 from tl_audit.policy import Policy, gate, judge
@@ -114,7 +116,9 @@ def run(
 
         measured = audit.measure([one for one in chosen if one.phase == 1])
         findings = audit.judge(measured)
-        findings |= audit.judge(audit.measure([one for one in chosen if one.phase == 2], tuple(findings.values())))
+        for phase in (2, 3):
+            findings |= audit.judge(audit.measure([one for one in chosen if one.phase == phase], tuple(findings.values())))
+        audit.remember_policy()
         findings |= {one.code: not_evaluated(one, DESELECTED) for one in checks if one.code not in findings}
 
         ordered = with_q_values([findings[one.code] for one in checks])
@@ -175,14 +179,15 @@ class _Audit:
 
     def measure(self, checks: Sequence[Check], findings: tuple[Finding, ...] = ()) -> dict[str, tuple[Check, Measured, float]]:
         """Every check measured once. After the first request to stop the rest is ``not_evaluated``."""
-        context = Context(self.policy.rules, self.seed, self.declared, findings, self.progress)
         out: dict[str, tuple[Check, Measured, float]] = {}
         try:
-            if self.partial is None and checks and checks[0].phase == 1:
+            if self.partial is None and checks and self.inputs is None:
                 self.evidence.prefetch(pairs_of(checks, self.subject))
                 self.inputs = input_key(self.evidence, self.declared)
         except Interrupted as request:
             self._stopped(request, 0, len(checks))
+        facts = self.policy_facts() if checks and checks[0].phase == 3 else None
+        context = Context(self.policy.rules, self.seed, self.declared, findings, self.progress, facts)
         for number, one in enumerate(checks):
             started = time.monotonic()
             found: Measured
@@ -197,6 +202,42 @@ class _Audit:
                     found = not_evaluated(one, INTERRUPTED)
             out[one.code] = (one, found, time.monotonic() - started)
         return out
+
+    def policy_facts(self) -> PolicyFacts:
+        """What governance checks may know of the policy, with those that judged this model on this target before."""
+        policy, name = self.policy, self._history_name()
+        before = [] if name is None else self.evidence.store.read_json("history", name) or []
+        return PolicyFacts(
+            id=policy.id,
+            version=policy.version,
+            sha256=policy.sha256,
+            changed=policy.changed,
+            origins=tuple((limit.check, limit.metric, limit.origin, limit.rationale) for limit in policy.limits),
+            reviews=policy.reviews,
+            waivers=policy.waivers,
+            history=tuple(PolicyUse(**use) for use in before),
+            today=self.today,
+        )
+
+    def remember_policy(self) -> None:
+        """Note the policy that judged, unless it is the one that judged last (TLA903). It outlives evidence that is given up."""
+        name = self._history_name()
+        if name is None:
+            return
+        known = self.evidence.store.read_json("history", name) or []
+        if known and known[-1]["sha256"] == self.policy.sha256:
+            return
+        # the clock of the machine, not the date that the caller gave the record
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        use = {"id": self.policy.id, "version": self.policy.version, "sha256": self.policy.sha256, "at": now}
+        self.evidence.store.write_json([*known, use], "history", name)
+
+    def _history_name(self) -> str | None:
+        """Where the policies that judged this model on this target are noted; None where nothing is kept, or nothing was read."""
+        if self.evidence.store.temporary or self.inputs is None:
+            return None
+        collector = self.evidence.collector
+        return key_of("policies", collector.fingerprint("adapted"), collector.scan("target").content_key()) + ".json"
 
     def _stopped(self, request: Interrupted, done: int, total: int) -> None:
         name = "SIGTERM" if request.exit_code == 143 else "SIGINT"
@@ -230,23 +271,29 @@ class _Audit:
 
     def _stored_name(self, one: Check, findings: Sequence[Finding]) -> str | None:
         """Name of the stored measurement; None for what depends on any finding. What reads a few findings is stored under their outcomes."""
-        if self.inputs is None or (one.phase == 2 and not one.after):
+        if self.inputs is None or one.phase == 3 or (one.phase == 2 and not one.after):
             return None
         try:
             source = inspect.getsource(one.function)  # type: ignore[arg-type]
         except (OSError, TypeError):  # typed into a notebook or an interpreter: its code cannot be told from another's
             return None
         read = [
-            json.dumps([f.code, f.status, [[x.metric, dict(x.slice), x.level, x.outcome] for x in f.limits]], sort_keys=True)
+            json.dumps([f.code, f.status, [[x.metric, dict(x.slice), x.level, x.value, x.outcome] for x in f.limits]], sort_keys=True)
             for f in findings
-            if f.code in one.after
+            if f.code in one.after and f.code not in GATE_CODES
         ]
+        if set(one.after) & set(GATE_CODES):
+            # of the gate's findings nothing but its verdicts is read: a limit that changes none of them leaves the measurement as it is
+            gates = [f for f in findings if f.code in GATE_CODES]
+            read.append(json.dumps([[method, *gate_of(method, gates)] for method in self.evidence.methods]))
         parts = (one.code, str(one.version), self.inputs, source, *read)
         return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest() + ".json"
 
     def judge(self, measured: Mapping[str, tuple[Check, Measured, float]]) -> dict[str, Finding]:
         """Findings by code: p-values corrected inside each check, then held against the limits of the policy."""
-        answered = tuple(str(a.get("check")) for a in self.declared.get("answers", ()) if isinstance(a, Mapping) and a.get("answer"))
+        # no answer closes the list of open questions itself
+        given = [a for a in self.declared.get("answers", ()) if isinstance(a, Mapping) and a.get("answer")]
+        answered = tuple(str(a.get("check")) for a in given if a.get("check") != REVIEWS)
         out = {}
         for code, (one, found, seconds) in measured.items():
             if isinstance(found, Measurement):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,16 +11,51 @@ from typing import Any, Literal, Protocol
 from tl_audit.evidence.base import Evidence, missing_input, missing_model
 from tl_audit.measures.estimate import Estimate
 from tl_audit.policy import Rules
+from tl_audit.policy.limits import Review, Waiver
 from tl_audit.records.findings import Finding, Section, Severity
 from tl_audit.records.metrics import Measurement, Metric
 from tl_audit.subject import MODEL_KEYS, ROLES, Subject
 
 
 @dataclass(frozen=True)
+class PolicyUse:
+    """A policy that judged these results once, and when (ISO time, UTC, by the clock of that machine)."""
+
+    id: str
+    version: int
+    sha256: str
+    at: str
+
+
+@dataclass(frozen=True)
+class PolicyFacts:
+    """What governance checks may know of the policy: who asks and excuses what, and where limits come from. No bound of any limit.
+
+    Attributes
+    ----------
+    changed : ISO time of the last change of the policy's files (UTC, file metadata); None: it came from no file
+    origins : (check, metric, origin, rationale) of every limit; the rationale is None where none was given
+    history : the policies that judged the same model on the same target before, in order, as far as the evidence folder knows
+    today : the date against which waivers are read
+    """
+
+    id: str
+    version: int
+    sha256: str
+    changed: str | None
+    origins: tuple[tuple[str, str, str, str | None], ...]
+    reviews: tuple[Review, ...]
+    waivers: tuple[Waiver, ...]
+    history: tuple[PolicyUse, ...]
+    today: datetime.date
+
+
+@dataclass(frozen=True)
 class Context:
     """What a check may know beyond subject and evidence.
 
-    ``findings`` holds the judged findings of phase 1 (for phase-2 checks only), ``declared`` the declared facts, ``quiet`` a progress callback.
+    ``findings`` holds the judged findings of the phases before, ``declared`` the declared facts, ``progress`` a callback,
+    ``policy`` what the checks of governance may know of the policy (phase 3 only).
     """
 
     rules: Rules
@@ -27,6 +63,7 @@ class Context:
     declared: Mapping[str, Any]
     findings: tuple[Finding, ...] = ()
     progress: Callable[[str, int, int], None] = lambda what, done, total: None
+    policy: PolicyFacts | None = None
 
 
 class CheckFunction(Protocol):
@@ -42,7 +79,7 @@ class Check:
         "ROLE.labels", "ROLE.groups", "ROLE.cluster", "ROLE.regions" · "record" (adaptation record) · "adapted.file", "base.file" (weights file) · "cues" · "declared" ·
         "MODEL@ROLE" (the evidence pair, e.g. "adapted@target": model outputs there are finite and can be had) ·
         "a|b" (either). A check with several alternatives inside asks less here and raises NotEvaluated itself.
-    phase : 1 runs on evidence, 2 on findings as well (705 to 711, 902)
+    phase : 1 runs on evidence, 2 on findings of phase 1 as well (705 to 711, 803), 3 on all findings and the policy's facts (902, 903, 905)
     after : codes of the phase-1 findings that a phase-2 check reads, where it runs models: its numbers are stored under their outcomes
     version : raised when the numbers change; part of the cache key
     runs_models : may run a model itself (families 7 and 8, 608, ...)
@@ -55,7 +92,7 @@ class Check:
     severity: Severity
     function: CheckFunction
     needs: tuple[str, ...] = ()
-    phase: Literal[1, 2] = 1
+    phase: Literal[1, 2, 3] = 1
     version: int = 1
     runs_models: bool = False
     multiplicity: Literal["holm", "bh", "none"] = "holm"
@@ -122,7 +159,7 @@ def check(
     section: Section,
     severity: Severity,
     needs: Sequence[str] = (),
-    phase: Literal[1, 2] = 1,
+    phase: Literal[1, 2, 3] = 1,
     version: int = 1,
     runs_models: bool = False,
     multiplicity: Literal["holm", "bh", "none"] = "holm",

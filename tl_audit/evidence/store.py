@@ -8,6 +8,7 @@
       outputs/<key>/        what a model gave: logits, features, layers, finite (.npy); table.json, journal, manifest.json (last)
       maps/<key>.npz        attributions
       measurements/<key>.json
+      history/<key>.json    policies that judged one model on one target, in order; kept when evidence is given up
 
 Arrays are preallocated and filled block by block. A block counts once its line stands in the journal, which is written after the
 bytes are on disk; a line that does not fit its bytes is computed again. Nothing is ever unpickled.
@@ -98,7 +99,7 @@ class Store:
         self.notes.append(text)
 
     def clear(self) -> None:
-        """Give up all that is stored."""
+        """Give up all that is stored. What is known of earlier policies stays: it is no evidence that could be made anew."""
         for name in ("domains", "outputs", "maps", "measurements"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
 

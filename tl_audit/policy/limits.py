@@ -186,11 +186,13 @@ class Policy(Record):
     reviews: tuple[Review, ...] = ()
     waivers: tuple[Waiver, ...] = ()
     active_stage: str = "ci"
+    changed: str | None = None
+    "when its files were last changed (ISO, UTC, from file metadata); None: it came from no file. No part of what it says"
 
     @cached_property
     def resolved(self) -> dict[str, Any]:
         """The policy as plain data, without the stage chosen for a run."""
-        return self.model_dump(mode="json", exclude={"active_stage"}, exclude_none=True)
+        return self.model_dump(mode="json", exclude={"active_stage", "changed"}, exclude_none=True)
 
     @cached_property
     def sha256(self) -> str:
@@ -359,7 +361,9 @@ def _resolve(name: str, folder: Path, seen: tuple[str, ...]) -> Policy:
     where = f"policy {path.name}"
     file = validated(_File, data, where)
     base = None if file.policy.extends is None else _resolve(file.policy.extends, path.parent, (*seen, str(path)))
-    return _merged(file, data, base, where)
+    resolved = _merged(file, data, base, where)
+    changed = datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC).isoformat(timespec="seconds")
+    return resolved.model_copy(update={"changed": max(changed, base.changed or changed) if base is not None else changed})
 
 
 def _find(name: str, folder: Path) -> Path:
@@ -372,7 +376,7 @@ def _find(name: str, folder: Path) -> Path:
 
 
 def _merged(file: _File, data: Mapping[str, Any], base: Policy | None, where: str) -> Policy:
-    parent: dict[str, Any] = {} if base is None else base.model_dump(mode="python", exclude={"active_stage"})
+    parent: dict[str, Any] = {} if base is None else base.model_dump(mode="python", exclude={"active_stage", "changed"})
     header = file.policy.model_dump(exclude={"extends"}, exclude_none=True)
     for key in ("approved_by", "approved_on"):
         parent.pop(key, None)  # an approval holds for the policy that was read, not for those built on it
