@@ -9,6 +9,7 @@ from tests.attribution.attribution_fakes import column_inputs, image_inputs
 from tl_audit.attribution import explain_inputs
 from tl_audit.attribution.coalitions import shapley_of_table
 from tl_audit.attribution.hierarchy import halves, members, tree_of
+from tl_audit.attribution.methods.permutation_shap import _orders
 from tl_audit.attribution.methods.sampling_shap import _allotted, _Tally
 from tl_audit.attribution.shapley import adding_up, variance_of_mean
 from tl_audit.errors import ConfigError
@@ -425,3 +426,36 @@ def test_too_small_budgets_are_refused_with_what_is_needed(method, budget, neede
 def test_a_tree_that_is_none_is_refused(tree):
     with pytest.raises(ConfigError, match="joined once"):
         play(curved(4), "partition_shap", tree=tree)
+
+
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_permutations_of_few_columns_meet_every_row_of_the_background(d):
+    net = nn.Sequential(nn.Linear(d, 6), nn.Tanh(), nn.Linear(6, 2)).double()
+    inputs = column_inputs(torch.randn(2, d).double(), torch.randn(7, d).double())
+    found, exact = (
+        explain_inputs(Model(net), inputs, method=method, targets=np.zeros(2, dtype=np.int64), budget=256)
+        for method in ("permutation_shap", "exact_shap")
+    )
+    for row in range(2):
+        assert found.player_values[row] == pytest.approx(exact.player_values[row], abs=1e-9)
+        assert not found.standard_error[row].any()
+
+
+def test_permutations_that_do_not_all_fit_use_the_whole_budget_on_few_columns():
+    inputs = column_inputs(torch.randn(40, 2), torch.randn(128, 2))
+    linear = nn.Linear(2, 2)
+    a = explain_inputs(Model(linear), inputs, method="permutation_shap", targets=np.zeros(40, dtype=np.int64), budget=100)
+    exact = linear.weight[0].detach() * (inputs.tensor - inputs.background.mean(dim=0))
+    assert a.budget > 90
+    error = np.sqrt(np.mean([e**2 for e in a.standard_error]))
+    assert np.sqrt(np.mean((a.values - exact.numpy()) ** 2)) < 2 * error
+    assert error < 0.2 * float(exact.std())
+
+
+def test_orders_are_asked_in_random_order_where_convergence_may_stop_early():
+    orders, rows, complete = _orders(5, 1, 1000, np.random.default_rng(0))
+    assert complete
+    assert len(np.unique(orders, axis=0)) == 60
+    assert not rows.any()
+    assert len(np.unique(orders[:12, 0])) > 2
+    assert not _orders(5, 0, 1000, np.random.default_rng(0))[2]

@@ -32,7 +32,8 @@ class PermutationSHAP:
 
     The algorithm is that of the shap package's PermutationExplainer: parts arrive one by one in a random order, then leave in the same
     order, and a part's value is the mean of its gains; 2 (d - 1) evaluations an order, besides the two ends that all share. It is
-    exact for models with interactions of two parts at most, whatever the number of orders, and where all d! orders fit. It is written anew because the
+    exact for models with interactions of two parts at most, whatever the number of orders, and where all d! orders fit (with every row of a
+    background). It is written anew because the
     package draws from the global generator and evaluates one sample at a time; here each sample draws from (seed, method, id), and
     samples share batches. On columns each order has one row of the background, and what these rows miss of the background's mean is
     given to the parts in proportion to their variance. ``standard_error``: from the spread over orders; NaN from one order alone.
@@ -74,14 +75,14 @@ class PermutationSHAP:
             reference_of(inputs, self.baseline, self.masking), most=most_background(budget), seed=run.seed, method=BACKGROUND_OF
         )
         caveats = [] if note is None else [note]
-        fixed = reference.kind == "fixed"
+        rows_there = len(reference) if reference.shared else int(reference.kind == "fixed")
         orders, draws, complete = [], [], []
         for i, sample in enumerate(inputs.ids):
             rng, d = generator(run.seed, self.name, sample), int(counts[i])
-            own = _orders(d, (budget - 2) // max(_cost(d), 1), rng)
+            own, drawn_rows, whole = _orders(d, rows_there, (budget - 2) // max(_cost(d), 1), rng)
             orders.append(own)
-            complete.append(fixed and (d < 3 or len(own) == factorial(d) // 2))
-            draws.append(rng.permutation(len(reference))[np.arange(len(own)) % len(reference)] if reference.shared else None)
+            complete.append(whole)
+            draws.append(drawn_rows if reference.shared else None)
         gains: list[FloatArray] = [np.zeros((0, int(d))) for d in counts]
         values: list[FloatArray] = [np.zeros(int(d)) for d in counts]
         errors: list[FloatArray] = [np.zeros(int(d)) for d in counts]
@@ -131,14 +132,21 @@ def _cost(d: int) -> int:
     return 2 * max(d - 1, 0)
 
 
-def _orders(d: int, most: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """(P, d) orders: who arrives first, second, ...; one of each pair of reversed orders where all fit."""
+def _orders(d: int, rows: int, most: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64], bool]:
+    """Orders (P, d): who arrives first, second, ...; the row of the background that goes with each (P,); and whether that is every order with every row.
+
+    Of each pair of reversed orders one is enough. ``rows``: 1 where the fill is fixed, 0 where each is made anew, so that nothing is ever complete.
+    """
     if d < 2:
-        return np.zeros((1, d), dtype=np.int64)
-    if d <= 8 and factorial(d) // 2 <= most:
-        all_orders = np.array(list(permutations(range(d))), dtype=np.int64)
-        return all_orders[all_orders[:, 0] < all_orders[:, -1]]
-    return rng.permuted(np.tile(np.arange(d, dtype=np.int64), (most, 1)), axis=1)
+        return np.zeros((1, d), dtype=np.int64), np.zeros(1, dtype=np.int64), True
+    if rows and d <= 8 and rows * (factorial(d) // 2) <= most:
+        every = np.array(list(permutations(range(d))), dtype=np.int64)
+        every = every[every[:, 0] < every[:, -1]]
+        # shuffled: where convergence stops early, those asked are a sample of all
+        order, row = np.divmod(rng.permutation(rows * len(every)), rows)
+        return every[order], row, True
+    drawn = rng.permuted(np.tile(np.arange(d, dtype=np.int64), (most, 1)), axis=1)
+    return drawn, rng.permutation(rows)[np.arange(most) % rows] if rows > 1 else np.zeros(most, dtype=np.int64), False
 
 
 def _masks(orders: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -165,8 +173,10 @@ def _gains(orders: NDArray[np.int64], scores: FloatArray, empty: FloatArray, ful
 
 def _summary(gains: FloatArray, gain: float, complete: bool) -> tuple[FloatArray, FloatArray]:
     p, d = gains.shape
+    if d < 2:
+        return np.full(d, gain), np.zeros(d)
     mean = gains.mean(axis=0)
-    if complete or d == 0:
+    if complete:
         return mean, np.zeros(d)
     variance = variance_of_mean(gains.sum(axis=0), (gains**2).sum(axis=0), np.full(d, float(p)))
     return adding_up(mean, variance, gain), np.sqrt(variance)
