@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ MOST_ROWS = 1000
 """Rows of a table that are explained unless --all or --most says otherwise; drawn by their ids."""
 
 MOST_BACKGROUND = 100
+QUIET_SECONDS = 2.0
+"""Work that takes longer says how far it is."""
 
 
 @dataclass(frozen=True)
@@ -121,11 +124,25 @@ def explain_files(asked: Asked, *, say: Callable[[str], None] = lambda text: Non
     if asked.quality:
         cluster = None if domain.cluster is None else domain.cluster[read]
         say("checking the maps against random maps and permuted weights")
-        made = assess(model, made, seed=asked.seed, cluster=cluster)
-        theirs = assess(other[1], theirs, seed=asked.seed, cluster=cluster) if other is not None else theirs
+        tell = _now_and_then(say)
+        made = assess(model, made, seed=asked.seed, cluster=cluster, progress=tell)
+        theirs = assess(other[1], theirs, seed=asked.seed, cluster=cluster, progress=tell) if other is not None else theirs
     sides = {} if other is None else {method: made[method].beside(theirs[method], names=(other[0], "adapted")) for method in made}
     sums = _sums(asked, domain, read, made) if summed else {}
     return _write(asked, model, domain, made, sides, sums)
+
+
+def _now_and_then(say: Callable[[str], None]) -> Callable[[str, int, int], None]:
+    """Progress in words, at most one line in ``QUIET_SECONDS``: short work stays silent, long work does not."""
+    last = time.monotonic()
+
+    def tell(what: str, done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= QUIET_SECONDS:
+            last = time.monotonic()
+            say(f"{done} of {total} {what}")
+
+    return tell
 
 
 def default_method(input: Path) -> str:

@@ -396,7 +396,9 @@ def test_the_gallery_shows_samples_only_where_they_may_be_shown(scene, samples):
         assert not any(key in ("true", "predicted") for row in grid.rows for key, _ in row.facts)
         return
     assert {p.method for p in pictures} == {None, "kernel_shap"}
-    assert grid.rows[-1].facts == (("chosen", "random map, for comparison"),)
+    # right below the maps of the same sample
+    assert grid.rows[1].facts == (("chosen", "random map, for comparison"),)
+    assert grid.rows[1].id == grid.rows[0].id
     assert all(p.note == ("redacted" if samples == "redacted" else None) for p in pictures)
 
 

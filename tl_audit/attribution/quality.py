@@ -61,6 +61,7 @@ __all__ = [
 ]
 
 FloatArray = NDArray[np.float64]
+Progress = Callable[[str, int, int], None]
 RANDOM_MAPS = 5
 BAD = 0.05
 """A completeness residual above this share of the change that is explained counts as bad (ours)."""
@@ -266,9 +267,13 @@ def curves_of_maps(
     maps: Mapping[str, Attribution],
     *,
     seed: int,
+    gain_only: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, MapCurves]:
-    """Removal curves of every method (TLA702). Methods that explain the same inputs share one pass and every mask they have in common."""
+    """Removal curves of every method (TLA702). Methods that explain the same inputs share one pass and every mask they have in common.
+
+    gain_only : no more than ``MapCurves.gain`` needs, a third fewer evaluations: four shares instead of ten steps, and no edge map
+    """
     from tl_audit.attribution.door import batch_size_for
 
     out: dict[str, MapCurves] = {}
@@ -284,13 +289,15 @@ def curves_of_maps(
         for method in methods:
             a = maps[method]
             key = (seed, "TLA702", method)
-            rankings[f"map {method}"] = Ranking(relevance_orders(a.player_values, players, key=(*key, "ties"), ids=ids), STEPS)
+            rankings[f"map {method}"] = Ranking(
+                relevance_orders(a.player_values, players, key=(*key, "ties"), ids=ids), ROAD_SHARES if gain_only else STEPS
+            )
             for draw, random in enumerate(random_maps(a.values, players, draws=RANDOM_MAPS, key=(*key, "random"), ids=ids)):
                 values = pooled_to_players(random, players)
                 rankings[f"random {draw} {method}"] = Ranking(
                     relevance_orders(values, players, key=(*key, "random ties", draw), ids=ids), ROAD_SHARES
                 )
-        edges = inputs.modality.edges(inputs.tensor)
+        edges = None if gain_only else inputs.modality.edges(inputs.tensor)
         if edges is not None:
             values = pooled_to_players(list(edges), players)
             rankings["edges"] = Ranking(relevance_orders(values, players, key=(seed, "TLA702", "edges"), ids=ids), ROAD_SHARES)
@@ -305,7 +312,13 @@ def curves_of_maps(
 
 @overload
 def assess(
-    model: nn.Module | Model, maps: Attribution, *, seed: int = 0, cluster: ArrayLike | None = None, policy: Policy | None = None
+    model: nn.Module | Model,
+    maps: Attribution,
+    *,
+    seed: int = 0,
+    cluster: ArrayLike | None = None,
+    policy: Policy | None = None,
+    progress: Progress = ...,
 ) -> Attribution: ...
 
 
@@ -317,6 +330,7 @@ def assess(
     seed: int = 0,
     cluster: ArrayLike | None = None,
     policy: Policy | None = None,
+    progress: Progress = ...,
 ) -> dict[str, Attribution]: ...
 
 
@@ -327,11 +341,12 @@ def assess(
     seed: int = 0,
     cluster: ArrayLike | None = None,
     policy: Policy | None = None,
+    progress: Progress = lambda what, done, total: None,
 ) -> Attribution | dict[str, Attribution]:
     """The same maps with their quality stamp: what completeness, faithfulness and parameter randomisation say of them, on these very inputs.
 
     The numbers are those of TLA701, TLA702 and TLA703, judged by the limits of a policy; few maps decide nothing, and the stamp says so.
-    Costs about 40 forward passes per map and method, and one and a half times the explanation itself (twice, of stochastic methods).
+    Costs about 50 forward passes per map and method, and one and a half times the explanation itself (twice, of stochastic methods).
 
     Parameters
     ----------
@@ -339,6 +354,7 @@ def assess(
     maps : of one method, or of several: method -> Attribution. Methods on the same inputs share what they have in common
     cluster : (N,) cluster of each sample (patient, ...): then clusters are the units of the intervals
     policy : whose limits and minimum n hold; None: the policy ``default``
+    progress : told (what, done, total)
 
     Raises
     ------
@@ -350,8 +366,12 @@ def assess(
     wrapped = as_model(model, name="model")
     named = {maps.method: maps} if isinstance(maps, Attribution) else dict(maps)
     rules = policy if policy is not None else load_policy("default")
-    curves = curves_of_maps(wrapped, named, seed=seed)
-    random = randomised(wrapped, named, seed=seed)
+    curves = curves_of_maps(
+        wrapped, named, seed=seed, gain_only=True, progress=lambda done, total: progress("samples held against random maps", done, total)
+    )
+    random = randomised(
+        wrapped, named, seed=seed, progress=lambda done, total: progress("explanations of copies with permuted weights", done, total)
+    )
     out = {
         name: replace(a, quality=_stamp(name, a, curves[name], random[name], seed=seed, cluster=cluster, policy=rules))
         for name, a in named.items()

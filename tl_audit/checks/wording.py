@@ -15,6 +15,11 @@ def signed(value: float | None) -> str:
     return UNDEFINED if value is None else f"{value:+.3f}".replace("-", "−")
 
 
+def counted(n: int, what: str) -> str:
+    """A number of things whose plural takes an s, "1 method", "3 methods"."""
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
 def number(value: float | None) -> str:
     """A value with three decimals."""
     return UNDEFINED if value is None else f"{value:.3f}".replace("-", "−")

@@ -33,6 +33,8 @@ SERIES = 6
 MOST_LADDER_ROWS = 40
 MOST_HEATMAP_CLASSES = 20
 STEPS = 9
+SLANTED = 22
+"""Letters of a column name that stands at a slant: as many as the longest name of a method needs."""
 Anchor = Literal["start", "middle", "end"]
 
 
@@ -383,7 +385,7 @@ def heatmap(exhibit: Heatmap, uid: str) -> str:
     cell = min(96.0, (WIDTH - left - 10) / columns)
     height = min(40.0, max(22.0, cell * 0.62))
     slanted = any(_width(c) > cell - 6 for c in exhibit.columns)
-    top = 26.0 + (min(18, max((len(c) for c in exhibit.columns), default=0)) * 4.6 + 14 if slanted else 20)
+    top = 26.0 + (min(SLANTED, max((len(c) for c in exhibit.columns), default=0)) * 4.6 + 14 if slanted else 20)
     d.text(left, 13, exhibit.column_label, "t dim", most=WIDTH - left)
     d.parts.append(
         f'<text class="t dim" transform="translate(12 {_n(top + height * len(exhibit.rows) / 2)}) rotate(-90)" text-anchor="middle">{_text(shorten(exhibit.row_label, 40))}</text>'
@@ -397,7 +399,7 @@ def heatmap(exhibit: Heatmap, uid: str) -> str:
         x = left + cell * (j + 0.5)
         if slanted:
             d.parts.append(
-                f'<text class="t" transform="translate({_n(x + 3)} {_n(top - 8)}) rotate(-42)"><title>{_text(name)}</title>{_text(shorten(name, 18))}</text>'
+                f'<text class="t" transform="translate({_n(x + 3)} {_n(top - 8)}) rotate(-42)"><title>{_text(name)}</title>{_text(shorten(name, SLANTED))}</text>'
             )
         else:
             d.text(x, top - 8, name, "t", anchor="middle")

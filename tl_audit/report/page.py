@@ -203,13 +203,34 @@ class Counters:
 
 @dataclass
 class Pictures:
-    """What the size of the page allows: pictures are dropped from the end, and counted."""
+    """What the size of the page allows: pictures are dropped from the end, and counted.
+
+    Once ``share_out`` was told of every grid, rows are dropped from the end of each: a long gallery does not take the place of the grids after it.
+    """
 
     most: int = MOST_PICTURES
     most_bytes: int = 3 * 2**20
     kept: int = 0
     kept_bytes: int = 0
     dropped: int = 0
+    rows: frozenset[int] | None = None
+    "identities of the rows that are shown, None where nobody knows what comes"
+
+    def share_out(self, grids: Sequence[ImageGrid]) -> None:
+        """Give the room away row by row: the first rows of all grids, then the second ones. A grid ends at its first row that does not fit."""
+        shown: set[int] = set()
+        ended: set[int] = set()
+        for place in range(max((len(grid.rows) for grid in grids), default=0)):
+            for number, grid in enumerate(grids):
+                if number in ended or place >= len(grid.rows):
+                    continue
+                sizes = [len(picture.png) for picture in grid.rows[place].pictures if picture.png]
+                if self.kept + len(sizes) > self.most or self.kept_bytes + sum(sizes) > self.most_bytes:
+                    ended.add(number)
+                    continue
+                self.kept, self.kept_bytes = self.kept + len(sizes), self.kept_bytes + sum(sizes)
+                shown.add(id(grid.rows[place]))
+        self.rows = frozenset(shown)
 
     def take(self, png: str) -> bool:
         if self.dropped or self.kept >= self.most or self.kept_bytes + len(png) > self.most_bytes:
@@ -397,7 +418,7 @@ def _samples(grid: ImageGrid, pictures: Pictures) -> tuple[tuple[SampleView, ...
             src, note = "", picture.note or ""
             if picture.png:
                 src = picture_source(picture, f"exhibit {grid.id}")
-                if not pictures.take(picture.png):
+                if not (pictures.take(picture.png) if pictures.rows is None else id(row) in pictures.rows):
                     src, note, left_out = "", _LEFT_OUT, left_out + 1
             views.append(PictureView(picture.title, picture.alt, src, note if src or note else "no picture", picture.stamp or grid.stamp))
         if not row.pictures or any(v.src or v.note != _LEFT_OUT for v in views):  # a row of empty frames says nothing
@@ -1038,6 +1059,7 @@ def build(result: AuditResult, *, record_hash: str, report_hash: str, pictures: 
     ids, pictures = Counters(), pictures if pictures is not None else Pictures()
     source = f"policy {result.policy.id} v{result.policy.version}"
     ordered = sorted(enumerate(result.findings), key=lambda item: (letter_of(item[1]), item[1].code, item[0]))
+    pictures.share_out([x for _, f in ordered if f.measurement for x in f.measurement.exhibits if isinstance(x, ImageGrid)])
     views = tuple(finding_view(f, ids, pictures, source=source) for _, f in ordered)
     sections = []
     for letter, title in SECTION_TITLES.items():

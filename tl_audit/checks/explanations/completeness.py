@@ -20,7 +20,7 @@ from tl_audit.checks.explanations.shared import (
     mean_over,
     unavailable,
 )
-from tl_audit.checks.wording import percent
+from tl_audit.checks.wording import counted, percent
 from tl_audit.errors import NotEvaluated
 from tl_audit.evidence.base import Evidence
 from tl_audit.measures.estimate import Estimate
@@ -157,8 +157,8 @@ class _MoreSteps:
 
     def sentence(self, method: str) -> str:
         if self.left:
-            return f"{method}: {self.left} of {self.bad} bad residual(s) stay bad with {self.steps} steps instead of {self.before}: the steps are not the cause"
-        return f"{method}: {self.bad} bad residual(s) are repaired with {self.steps} steps instead of {self.before}: raise the steps"
+            return f"{method}: {self.left} of {counted(self.bad, 'bad residual')} {'stays' if self.left == 1 else 'stay'} bad with {self.steps} steps instead of {self.before}: the steps are not the cause"
+        return f"{method}: {counted(self.bad, 'bad residual')} {'is' if self.bad == 1 else 'are'} repaired with {self.steps} steps instead of {self.before}: raise the steps"
 
 
 def _with_more_steps(model: Model, a: Attribution, bad: BoolArray) -> _MoreSteps | None:

@@ -18,6 +18,7 @@ from tl_audit.checks.explanations.shared import (
     again_with,
     blank_caveats,
     blank_metrics,
+    chance_iou,
     cluster_of,
     comparable,
     estimate_bar,
@@ -59,7 +60,6 @@ SHOWN = 2
 METHODS_SHOWN = 2
 FEWEST = 5
 _TOP = 0.1
-_CHANCE_TOP = _TOP / (2 - _TOP)
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ class _Pair:
     top: FloatArray
     shift: FloatArray | None
     concentration: FloatArray
+    chance_top: float | None
+    "overlap of the top of two unrelated maps with as many parts"
 
     @property
     def named(self) -> dict[str, tuple[FloatArray, tuple[float, float]]]:
@@ -139,13 +141,13 @@ def attribution_drift(subject: Subject, evidence: Evidence, context: Context) ->
             other = again_with(reference, a, a.inputs, targets, seed=a.seed + 1)
             again = again_with(subject.adapted, a, a.inputs, a.targets, seed=a.seed + 1) if explainer(method).stochastic else a
         except ModelError as error:
-            missing[method] = str(error)
+            missing[method] = f"with {_words(key)}, {error}"
             continue
         moved[method] = other
         found, floor = _likeness(a, other), _likeness(a, again)
         where = {"method": method}
         for name, (values, bounds) in found.named.items():
-            chance = _CHANCE_TOP if name == "attribution_top_iou" else 0.0 if name == "attribution_rank_correlation" else None
+            chance = found.chance_top if name == "attribution_top_iou" else 0.0 if name == "attribution_rank_correlation" else None
             estimate = mean_over(values, cluster, bounds=bounds)
             metrics.append(metric(name, _with_null(estimate, chance), rules=context.rules, slice=where))
             low = floor.named[name]
@@ -180,7 +182,8 @@ def attribution_drift(subject: Subject, evidence: Evidence, context: Context) ->
         for series, value in ((_words(key), correlation), ("same model, other seed", bottom)):
             dots.append(
                 Dot(
-                    label=method, series=series, value=value.value, n=value.n, interval=_interval(value, context.rules.confidence, value.n > 1),
+                    label=method, series=series, value=value.value, n=value.n,
+                    interval=_interval(value, context.rules.confidence, value is correlation or explainer(method).stochastic),
                     note=value.reason if value.value is None else None, hollow=series != _words(key),
                 )
             )  # fmt: skip
@@ -214,9 +217,9 @@ def attribution_drift(subject: Subject, evidence: Evidence, context: Context) ->
         *(f"{m} is left out: {why}" for m, why in left_out.items()),
         *(f"{m} was not compared: {why}" for m, why in missing.items()),
     ]
-    if key == "control:head":
+    if key == "control:head" and not comparable(subject, evidence, "base"):
         caveats.append(
-            'the base has no head for these classes: the control "head" (base backbone, new head on the target classes) stands in for it'
+            'the base does not answer in these classes: the control "head" (base backbone, new head on the target classes) stands in for it'
         )
     if len(drifts) < 2:
         caveats.append("only one method could be compared: two are needed before a drift is called one")
@@ -255,7 +258,7 @@ def _likeness(a: Attribution, b: Attribution) -> _Pair:
     if players.spatial:
         centres = [centroids(np.where(blank[:, None, None], 0.0, x.values)) for x in (a, b)]
         shift = np.sqrt(((centres[0] - centres[1]) ** 2).sum(axis=1) / 2.0) * keep
-    return _Pair(rank, top, shift, concentration)
+    return _Pair(rank, top, shift, concentration, chance_iou(np.array([first.shape[1]]), share=_TOP))
 
 
 def _with_null(estimate: Estimate, null: float | None) -> Estimate:

@@ -23,6 +23,7 @@ from tl_audit.checks.explanations.shared import (
     samples_mode,
     short_id,
 )
+from tl_audit.checks.wording import counted
 from tl_audit.errors import ModelError, NotEvaluated
 from tl_audit.evidence.base import Evidence
 from tl_audit.measures.sampling import priority
@@ -76,20 +77,29 @@ def gallery(
         return _column_gallery(evidence, context, same, sections), notes
     reference_key = next((k for k in ("control:head", "base") if comparable(subject, evidence, k)), None)
     grid_rows: list[GridRow] = []
-    for section in sections:
+    for number, section in enumerate(sections):
         reference: dict[str, Attribution] = {}
         if reference_key is not None and evidence.samples != "off" and len(same) <= BOTH_MODELS_UP_TO:
             reference = _explain_again(subject.models[reference_key], section, same, context, notes, reference_key, subject.adapted)
         for i in range(len(section.rows)):
             grid_rows.append(_grid_row(subject, evidence, context, section, i, reference, reference_key, gains, lead))
-    if evidence.samples != "off":
-        grid_rows.append(_random_row(evidence, context, sections[0]))
-    what = "adapted" if reference_key is None or len(same) > BOTH_MODELS_UP_TO else f"adapted and {reference_key.replace('control:', 'control ')}"
+            if number == i == 0 and evidence.samples != "off":
+                grid_rows.append(_random_row(evidence, context, section))  # beside the maps of the same sample, where the eye compares
+    what = (
+        "adapted"
+        if reference_key is None or len(same) > BOTH_MODELS_UP_TO
+        else f"adapted and {reference_key.replace('control:', 'control ')}"
+    )
     return [
         ImageGrid(
             id="gallery",
-            title=f"What the maps of {len(same)} method(s) mark, {len(grid_rows)} rows",
-            how_to_read="Each map marks what moved this output; it is not the reason for the decision. The last row shows what a map looks like that knows nothing.",
+            title=f"What the maps of {counted(len(same), 'method')} mark, {counted(len(grid_rows), 'row')}",
+            how_to_read="Each map marks what moved this output; it is not the reason for the decision."
+            + (
+                " The second row shows the first sample with random maps: what a map looks like that knows nothing."
+                if evidence.samples != "off"
+                else ""
+            ),
             alt=f"Grid of target samples with attribution maps of the {what} model.",
             caption=f"{SHOWN} samples by hash priority and the first of each group not among them, then up to {WORST_SHOWN} most confident errors, chosen for that and counted in no number; predicted class explained; seed {context.seed}.",
             rows=tuple(grid_rows),
@@ -188,7 +198,7 @@ def _facts(
         at = lead.inputs.ids.index(sample)
         for method, gain in gains.items():
             if len(gain) == len(lead) and np.isfinite(gain[at]):
-                facts.append((f"gain of {method}", f"{gain[at]:+.2f}"))
+                facts.append((f"gain of {method}", f"{gain[at]:+.2f}".replace("-", "−")))
     return tuple(facts)
 
 

@@ -8,6 +8,7 @@ from tl_audit.attribution.stamps import GATE_CODES as GATE_CODES
 from tl_audit.attribution.stamps import gate_of as gate_of
 from tl_audit.checks.base import Context, check, exact
 from tl_audit.checks.explanations.methods import methods_table
+from tl_audit.checks.wording import counted
 from tl_audit.errors import NotEvaluated
 from tl_audit.evidence.base import Evidence
 from tl_audit.records.exhibits import (
@@ -61,7 +62,7 @@ def explanation_gate(subject: Subject, evidence: Evidence, context: Context) -> 
     )  # fmt: skip
     table = Table(
         id="gate",
-        title=f"{usable} of {len(methods)} attribution method(s) passed their quality checks",
+        title=f"{usable} of {counted(len(methods), 'attribution method')} passed their quality checks",
         how_to_read="The stamp stands under every map of the method in this report.",
         alt="Table of attribution methods with their stamp.",
         caption=f"Rests on {', '.join(sorted({f.code for f in findings}))}.",
@@ -69,7 +70,7 @@ def explanation_gate(subject: Subject, evidence: Evidence, context: Context) -> 
         rows=tuple((m, state.replace("_", " "), text) for m, (state, text) in verdicts.items()),
     )
     return Measurement(
-        summary=f"{usable} of {len(methods)} attribution method(s) may be shown as checked: "
+        summary=f"{usable} of {counted(len(methods), 'attribution method')} may be shown as checked: "
         + "; ".join(f"{m}: {text}" for m, (_, text) in verdicts.items())
         + ".",
         metrics=tuple(metrics),
@@ -87,12 +88,14 @@ def usable_methods(findings: Sequence[Finding], methods: Sequence[str]) -> tuple
     ------
     NotEvaluated : no method is left
     """
+    if not methods:
+        raise NotEvaluated("no attribution method was chosen")
     states = {method: gate_of(method, [f for f in findings if f.code in GATE_CODES]) for method in methods}
     kept = tuple(m for m, (state, _) in states.items() if state != "unreliable")
     left_out = {m: text for m, (state, text) in states.items() if state == "unreliable"}
     if not kept:
         why = "; ".join(f"{m} is {text}" for m, text in left_out.items())
-        raise NotEvaluated(f"No attribution method passed its own quality checks{f': {why}' if why else ': none was chosen'}.")
+        raise NotEvaluated(f"No attribution method passed its own quality checks: {why}.")
     return kept, left_out
 
 

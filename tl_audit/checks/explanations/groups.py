@@ -49,6 +49,8 @@ def quality_by_group(subject: Subject, evidence: Evidence, context: Context) -> 
         road = curves[method][0].road_combined
         for column, values in columns.items():
             mine = values[rows]
+            if len(set(mine)) < 2:
+                continue  # nobody to compare with
             for value in sorted(set(mine)):
                 inside = mine == value
                 where = {"method": method, column: str(value)}

@@ -17,6 +17,7 @@ from tl_audit.checks.explanations.shared import (
     player_scores,
     rows_of,
 )
+from tl_audit.checks.wording import counted
 from tl_audit.errors import NotEvaluated
 from tl_audit.evidence.base import Evidence
 from tl_audit.measures.attribution import mass_inside, rank_correlation
@@ -57,6 +58,7 @@ def layer_sensitivity(subject: Subject, evidence: Evidence, context: Context) ->
     run = Run(seed=context.seed, batch_size=batch_size_for(a.inputs.tensor, subject.adapted))
     found = layer_maps(subject.adapted, a.inputs, a.explained, run, around=a.layer)
     chosen = found.maps[found.chosen]
+    reason = a.layer_reason or found.reason
     cluster = cluster_of(evidence, a.inputs.ids)
     metrics: list[Metric] = []
     bars: list[Bar] = []
@@ -83,7 +85,7 @@ def layer_sensitivity(subject: Subject, evidence: Evidence, context: Context) ->
                 title=f"Likeness of Grad-CAM at {found.chosen} with its neighbours: {', '.join(said) or 'undefined'}",
                 how_to_read="1: the neighbouring layer ranks the parts of a sample alike; 0: it tells another story.",
                 alt="Bars of rank correlation between maps of the layer used and of the layers before and after it.",
-                caption=f"n = {len(a)} target samples; {found.chosen}: {found.reason}; seed {context.seed}.",
+                caption=f"n = {len(a)} target samples; {found.chosen}: {reason}; seed {context.seed}.",
                 value_label="rank correlation",
                 bars=tuple(bars),
                 signed=True,
@@ -94,7 +96,7 @@ def layer_sensitivity(subject: Subject, evidence: Evidence, context: Context) ->
         else (),
         caveats=tuple(c for c in (caveat, *dict.fromkeys(c for m in found.maps.values() for c in m.caveats)) if c),
         params={
-            "layer": f"{found.chosen} ({found.reason})",
+            "layer": f"{found.chosen} ({reason})",
             "neighbours": ", ".join(found.neighbours) or "none",
             "stages": ", ".join(found.stages),
             "samples": len(a),
@@ -123,4 +125,4 @@ def _mass_spread(evidence: Evidence, found: LayerMaps, context: Context) -> tupl
     absent = int((~known).sum())
     return metric(
         "layer_mass_spread", estimate, rules=context.rules, better="lower"
-    ), f"{absent} samples have no region" if absent else None
+    ), f"{counted(absent, 'sample')} {'has' if absent == 1 else 'have'} no region" if absent else None

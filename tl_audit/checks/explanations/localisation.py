@@ -27,7 +27,7 @@ from tl_audit.checks.explanations.shared import (
     short_id,
     unavailable,
 )
-from tl_audit.checks.wording import percent, signed
+from tl_audit.checks.wording import counted, percent, signed
 from tl_audit.errors import ModelError, NotEvaluated
 from tl_audit.evidence.base import Evidence, missing_input
 from tl_audit.measures.attribution import centre_map, mask_share, mass_inside, pointing, poisson_binomial_p
@@ -313,7 +313,7 @@ def _grid(evidence: Evidence, maps: Maps, regions: _Regions, found: dict[str, _L
         id="localisation-grid",
         title="Where the maps lie beside the declared region: the samples with the least mass inside",
         how_to_read="The line is the edge of the region. Mass outside may be context that counts, or a shortcut.",
-        alt=f"{len(grid)} samples with attribution maps and the outline of their region.",
+        alt=f"{counted(len(grid), 'sample')} with attribution maps and the outline of {'its' if len(grid) == 1 else 'their'} region.",
         caption=f"The {len(grid)} lowest of {int(np.isfinite(mean).sum())}, mean over methods; counted like all others.",
         rows=tuple(grid),
         samples=samples_mode(evidence),
@@ -483,7 +483,7 @@ def _cue_exhibits(evidence: Evidence, context: Context, cues: Sequence[_Marked])
                 id="cue-maps",
                 title="Maps of predictions made with the cue",
                 how_to_read="The line is the edge of the cue. Whether the cue steers the model is judged by TLA608.",
-                alt=f"{len(grid)} samples with a cue and their attribution maps.",
+                alt=f"{counted(len(grid), 'sample')} with a cue and {'its' if len(grid) == 1 else 'their'} attribution maps.",
                 caption=f"One sample per cue; seed {context.seed}.",
                 rows=tuple(grid),
                 samples=samples_mode(evidence),

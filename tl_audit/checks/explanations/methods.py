@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tl_audit.attribution import Attribution, explainer
+from tl_audit.checks.wording import counted
 from tl_audit.errors import ModelError, NotEvaluated
 from tl_audit.evidence.base import Evidence
 from tl_audit.records.exhibits import Cell, Column, Table
@@ -25,7 +26,7 @@ def methods_table(evidence: Evidence, methods: Sequence[str]) -> Table:
         rows.append((method, _values(a), layer, _fill(a), len(a), a.budget, a.seed))
     return Table(
         id="methods",
-        title=f"How the maps were made: {len(rows)} method(s), {spent:,} model evaluations",
+        title=f"How the maps were made: {counted(len(rows), 'method')}, {spent:,} model evaluations",
         how_to_read="A backward pass counts as one more evaluation; evaluations that several methods share are counted with each.",
         alt="Table of attribution methods with layer, fill, samples and cost.",
         caption="Target samples by hash priority, stratified by class and group; the predicted class is explained.",

@@ -52,9 +52,11 @@ def maps_of(evidence: Evidence, model: str = "adapted", domain: str = "target", 
             found[method] = evidence.attributions(model, domain, method)
         except (NotEvaluated, ModelError) as error:
             missing[method] = str(error)
+    if not found and not missing:
+        raise NotEvaluated("no attribution method was chosen")
     if not found:
         why = "; ".join(f"{m}: {w}" for m, w in missing.items())
-        raise NotEvaluated(f"no attributions{f' ({why})' if why else ': no attribution method was chosen'}")
+        raise NotEvaluated(f"no attributions ({why})")
     return Maps(found, missing)
 
 
