@@ -11,7 +11,7 @@ from torch import nn
 
 import tl_audit as ta
 from tests.attribution.attribution_fakes import ASKING
-from tl_audit.attribution import EXPLAINERS, explain
+from tl_audit.attribution import EXPLAINERS, explain, explain_all
 from tl_audit.errors import ConfigError, DataError, ModelError
 from tl_audit.modality import fit_encoding
 from tl_audit.models import Model, SmallCNN, TableMLP
@@ -206,3 +206,17 @@ def test_columns_keep_their_names_without_an_encoding(frame):
         assert np.isfinite(explain(net, table, method="kernel_shap", background=table, masking=masking).values).all()
     with pytest.raises(DataError, match="fit_encoding"):
         explain(net, frame[["age", "site"]], method="kernel_shap")
+
+
+def test_without_a_method_the_kind_of_data_chooses(cnn, pictures, mlp, frame):
+    assert explain(cnn, pictures).method == "grad_cam"
+    assert explain(mlp, frame, budget=40).method == "kernel_shap"
+
+
+def test_settings_of_several_methods_go_to_those_that_have_them(cnn, pictures):
+    found = explain_all(cnn, pictures, methods=("saliency", "kernel_shap"), of="probability", channels="mean", budget=40)
+    assert found["kernel_shap"].params["output"] == "probability"
+    alone = explain(cnn, pictures, method="saliency", of="probability", channels="mean")
+    assert found["saliency"].values == pytest.approx(alone.values, abs=1e-6)
+    with pytest.raises(ConfigError, match="none of saliency, kernel_shap has a setting 'window'"):
+        explain_all(cnn, pictures, methods=("saliency", "kernel_shap"), window=3)

@@ -34,7 +34,7 @@ def explain(
     model: nn.Module | Model,
     inputs: Any,  # Any: tensors, arrays, pictures, tables; see below
     *,
-    method: str = "grad_cam",
+    method: str | None = None,
     target: Wanted = None,
     against: Wanted = None,
     of: Quantity | None = None,
@@ -59,7 +59,7 @@ def explain(
     ----------
     inputs : float tensor (N, ...) or (...) of model inputs; uint8 array (N, H, W, 3) or (H, W, 3), PIL picture or list of pictures; DataFrame.
         All but tensors go through the model's preprocessing
-    method : one of METHODS
+    method : one of METHODS; None: grad_cam for pictures, kernel_shap for named parts (columns)
     target : class name or index, or one per sample; None: the predicted class
     against : class name or index whose output is subtracted ("why this and not that?"); None: the plain output
     of : what is explained, "logit" or "probability"; None: the method's own (the probability for lime, else the logit)
@@ -84,11 +84,15 @@ def explain(
     ModelError : no such class, layer, gradient or map of places
     DataError : inputs that cannot be read
     """
-    chosen = explainer(method, output=of, layer=layer, baseline=baseline, masking=masking, convergence=convergence, steps=steps, **settings)
+    given = dict(output=of, layer=layer, baseline=baseline, masking=masking, convergence=convergence, steps=steps, **settings)
+    # a mistyped name is said before anything is read
+    chosen = None if method is None else explainer(method, **given)
     wrapped, made, size = ready(
         model, inputs, background=background, players=players, segmentation=segmentation, preprocessing=preprocessing, seed=seed,
         batch_size=batch_size,
     )  # fmt: skip
+    if chosen is None:
+        chosen = explainer("grad_cam" if made.players.spatial else "kernel_shap", **given)
     targets = None if target is None and against is None else resolve_targets(wrapped, made, target, against, batch_size=size)
     found = run_explainers(wrapped, made, [chosen], targets, Run(seed, _checked(budget), size))[0]
     if not quality:
@@ -112,12 +116,19 @@ def explain_all(
     players: Players | None = None,
     segmentation: str | None = None,
     preprocessing: InputSpec | None = None,
+    of: Quantity | None = None,
+    **settings: Any,  # Any: settings of the methods, checked by name
 ) -> dict[str, Attribution]:
     """Several methods on the same inputs, parts and targets: method -> Attribution. What they have in common is evaluated once.
 
-    Parameters and errors are those of ``explain``.
+    Parameters and errors are those of ``explain``. A setting goes to the methods that have it, and at least one of them must.
     """
-    chosen = {method: explainer(method) for method in methods}
+    given = {name: value for name, value in (settings | {"output": of}).items() if value is not None}
+    has = {method: {f.name for f in dataclasses.fields(explainer(method))} for method in methods}  # type: ignore[arg-type]
+    for name in given:
+        if not any(name in known for known in has.values()):
+            raise ConfigError(f"none of {', '.join(methods)} has a setting {name!r}")
+    chosen = {method: explainer(method, **{k: v for k, v in given.items() if k in has[method]}) for method in methods}
     wrapped, made, size = ready(
         model, inputs, background=background, players=players, segmentation=segmentation, preprocessing=preprocessing, seed=seed,
         batch_size=batch_size,
@@ -377,7 +388,9 @@ def _pictures(inputs: Any) -> list[NDArray[np.uint8]]:
         inputs = inputs.cpu().numpy()
     if isinstance(inputs, np.ndarray) and inputs.dtype != object:
         if inputs.dtype != np.uint8:
-            raise DataError(f"the array is {inputs.dtype}: pictures are uint8 (N, H, W, 3); model inputs are torch tensors")
+            raise DataError(
+                f"the array is {inputs.dtype}: pictures are uint8 (N, H, W, 3); model inputs are torch tensors, torch.from_numpy(array).float()"
+            )
         listed: list[Any] = list(inputs) if inputs.ndim == 4 else [inputs]
     elif isinstance(inputs, list | tuple):
         listed = list(inputs)
