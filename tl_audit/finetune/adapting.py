@@ -523,6 +523,7 @@ def _record(material: _Material, adapted: Model, facts: _Facts) -> AdaptationRec
         train=material.train.record(material.classes),
         validation=None if material.validation is None else material.validation.record(material.classes),
         preprocessing={} if spec is None else spec.model_dump(mode="json"),
+        base_preprocessing={} if base.preprocessing is None else base.preprocessing.model_dump(mode="json"),
         method=_method(plan, base, moved, parameters),
         stages=facts.stages,
         frozen=tuple(name for name in adapted.module.state_dict() if name in frozen),

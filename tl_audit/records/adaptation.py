@@ -91,6 +91,8 @@ class AdaptationRecord(Record):
     train: DataRecord | None = None
     validation: DataRecord | None = None
     preprocessing: Mapping[str, Any] = Field(default_factory=dict)
+    base_preprocessing: Mapping[str, Any] = Field(default_factory=dict)
+    "how the base itself says that its inputs are made; empty: it does not say"
     method: Literal["head", "partial", "full", "lora", "scratch"] | None = None
     stages: tuple[StageRecord, ...] = ()
     frozen: tuple[str, ...] = ()
