@@ -56,7 +56,7 @@ def test_strict_changes_the_gate_and_keeps_the_numbers() -> None:
     kept = {limit.key: limit for limit in strict.limits}
     for limit in default.limits:
         assert kept[limit.key].warn == limit.warn or limit.metric == "psi"
-    gap = next(limit for limit in strict.limits if limit.metric == "accuracy_gap")
+    gap = next(limit for limit in strict.limits if (limit.check, limit.metric) == ("TLA602", "accuracy_gap"))
     assert gap.min_n == 100
     assert gap.rationale == next(limit for limit in default.limits if limit.metric == "accuracy_gap").rationale
 

@@ -12,6 +12,7 @@ from tl_audit.checks.wording import percent, signed
 from tl_audit.errors import NotEvaluated
 from tl_audit.evidence.base import Evidence
 from tl_audit.measures import calibration, fairness
+from tl_audit.measures.arrays import is_missing
 from tl_audit.measures.estimate import Estimate
 from tl_audit.records.exhibits import Cell, Column, Dot, Intervals, Reference, Table, slug
 from tl_audit.records.metrics import Measurement, Metric
@@ -46,7 +47,7 @@ def group_performance(subject: Subject, evidence: Evidence, context: Context) ->
     metrics: list[Metric] = []
     exhibits: list[Intervals | Table] = []
     said = []
-    for column, values in _groups(evidence, rows).items():
+    for column, values in groups_of(evidence, rows).items():
         table = _rates(rows, values, positive)
         cells: list[tuple[Cell, ...]] = []
         shown = [name for name in RATES if positive is not None or name in ("accuracy", "nll")]
@@ -83,11 +84,11 @@ def group_performance(subject: Subject, evidence: Evidence, context: Context) ->
             exhibits.append(
                 Intervals(
                     id=slug(f"{name}-by-{column}"),
-                    title=f"{_word(name)} by {column}",
+                    title=f"{word_for(name)} by {column}",
                     how_to_read="Dots are groups, largest first; hollow ones are below the minimum n. Compare groups in TLA602, not by the overlap of intervals.",
                     alt="; ".join(f"{d.label} {percent(d.value)}" for d in dots[:8]) + ".",
                     caption=f"n = {rows.n}; {rules.confidence:.0%} intervals.",
-                    value_label=_word(name).lower(),
+                    value_label=word_for(name).lower(),
                     dots=tuple(dots),
                     references=() if overall is None else (Reference(value=overall, label="all", role="rest"),),
                     share=True,
@@ -104,7 +105,7 @@ def group_performance(subject: Subject, evidence: Evidence, context: Context) ->
                 columns=(
                     Column(name=column),
                     Column(name="n", format="count"),
-                    *(Column(name=_word(n), format="number" if n == "nll" else "share") for n in shown),
+                    *(Column(name=word_for(n), format="number" if n == "nll" else "share") for n in shown),
                 ),
                 rows=tuple(cells),
                 grouped=True,
@@ -138,7 +139,7 @@ def gap_to_the_rest(subject: Subject, evidence: Evidence, context: Context) -> M
     rules, seed = context.rules, context.seed
     rows = judged(evidence, "adapted", "target")
     positive = rows.positive(evidence)
-    columns = {c: v for c, v in _groups(evidence, rows).items() if len(set(v)) > 1}
+    columns = {c: v for c, v in groups_of(evidence, rows).items() if len(set(v)) > 1}
     if not columns:
         raise NotEvaluated("One group only: every group column of the target holds a single value (see TLA611)")
     metrics: list[Metric] = []
@@ -174,9 +175,9 @@ def gap_to_the_rest(subject: Subject, evidence: Evidence, context: Context) -> M
             judged_dots = [d for d in dots if d.value is not None and (d.n or 0) >= rules.min_n]
             worst = min(judged_dots, key=lambda d: d.value or 0.0) if judged_dots else None
             title = (
-                f"{_word(name)} of {column} = {worst.label}: {signed(worst.value)} against the rest"
+                f"{word_for(name)} of {column} = {worst.label}: {signed(worst.value)} against the rest"
                 if worst and worst.value is not None
-                else f"{_word(name)} against the rest"
+                else f"{word_for(name)} against the rest"
             )
             if name == "accuracy":
                 said.append(title if worst else f"{title}: no group of {column} is large enough to judge")
@@ -187,7 +188,7 @@ def gap_to_the_rest(subject: Subject, evidence: Evidence, context: Context) -> M
                     how_to_read="Each group's rate minus that of all other rows. A line wholly beyond a limit breaks it; one that crosses it leaves the question open.",
                     alt="; ".join(f"{d.label} {signed(d.value)}" for d in dots if d.value is not None)[:600] + ".",
                     caption=f"Adapted model on the target; {rules.confidence:.0%} intervals, not corrected; the limit's p is corrected over the {len(gaps)} groups (Holm).",
-                    value_label=f"difference of {_word(name).lower()}",
+                    value_label=f"difference of {word_for(name).lower()}",
                     dots=tuple(dots),
                     references=(Reference(value=0.0, label="no gap", role="null"),),
                     grouped=True,
@@ -199,8 +200,10 @@ def gap_to_the_rest(subject: Subject, evidence: Evidence, context: Context) -> M
         caveats.append(
             f"Two groups only in {', '.join(mirrored)}: each gap is the other's with the sign turned. A negative accuracy gap is the worse side."
         )
-    if len(columns) < len(_groups(evidence, rows)):
-        caveats.append("Columns with one group only are left out: " + ", ".join(sorted(set(_groups(evidence, rows)) - set(columns))) + ".")
+    if len(columns) < len(groups_of(evidence, rows)):
+        caveats.append(
+            "Columns with one group only are left out: " + ", ".join(sorted(set(groups_of(evidence, rows)) - set(columns))) + "."
+        )
     return Measurement(
         summary="; ".join(said) + ".", metrics=tuple(metrics), exhibits=tuple(exhibits), caveats=tuple(caveats),
         params={"reference": "the rest", "positive": None if positive is None else rows.classes[positive], "decision_rule": "argmax", "seed": seed},
@@ -226,7 +229,7 @@ def degenerate_groups(subject: Subject, evidence: Evidence, context: Context) ->
     except NotEvaluated:
         rows = None
     positive = None if rows is None else rows.positive(evidence)
-    columns = evidence.groups("target") if rows is None else _groups(evidence, rows)
+    columns = evidence.groups("target") if rows is None else groups_of(evidence, rows)
     undefined = 0
     thin_rows, all_rows, single = 0, 0, []
     for column, values in columns.items():
@@ -241,7 +244,7 @@ def degenerate_groups(subject: Subject, evidence: Evidence, context: Context) ->
             for name in ("tpr", "fpr", "precision"):
                 if rates[name].value is None:
                     undefined += 1
-                    cells.append((column, group, _word(name), rates[name].reason or "no denominator"))
+                    cells.append((column, group, word_for(name), rates[name].reason or "no denominator"))
     n = {"target": int(next(iter(columns.values())).size)} if columns else {}
     metrics.append(exact("undefined_cells", undefined, n=n, better="lower"))
     metrics.append(exact("single_group", 1.0 if single else 0.0, n=n, better="lower"))
@@ -269,8 +272,17 @@ def degenerate_groups(subject: Subject, evidence: Evidence, context: Context) ->
     return Measurement(summary=summary, metrics=tuple(metrics), exhibits=(table,), caveats=caveats)
 
 
-def _groups(evidence: Evidence, rows: Judged) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
-    return {column: np.asarray(values)[rows.rows].astype(str) for column, values in evidence.groups("target").items()}
+def groups_of(evidence: Evidence, rows: Judged) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+    """Group of each judged row, as text, by column; "(missing)" where there is none."""
+    return groups_at(evidence, rows.rows)
+
+
+def groups_at(evidence: Evidence, rows: np.ndarray) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+    """Group of the target rows with these numbers (or under this mask), as text, by column."""
+    return {
+        column: np.array([fairness.MISSING if is_missing(value) else str(value) for value in np.asarray(values)[rows].tolist()])
+        for column, values in evidence.groups("target").items()
+    }
 
 
 def _rates(rows: Judged, values: np.ndarray, positive: int | None) -> dict[str, dict[str, Estimate]]:  # type: ignore[type-arg]
@@ -279,7 +291,8 @@ def _rates(rows: Judged, values: np.ndarray, positive: int | None) -> dict[str, 
     return {g.group: dict(g.rates) for g in found}
 
 
-def _word(name: str) -> str:
+def word_for(name: str) -> str:
+    """A rate in words, with a capital."""
     return {
         "tpr": "True positive rate",
         "fpr": "False positive rate",

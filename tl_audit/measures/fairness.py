@@ -31,6 +31,7 @@ from tl_audit.measures.permutation import RESAMPLES, domain_labellings, permutat
 from tl_audit.measures.sampling import cluster_codes, generator, group_codes
 
 MISSING = "(missing)"
+_MANY_ROWS = 60  # from here on labellings are too many to enumerate
 
 _EMPTY = {
     "accuracy": "no rows",
@@ -292,7 +293,12 @@ def largest_difference(
     unit = np.unique(unit_of, return_inverse=True)[1].astype(np.int64)
     hit = outcome[rows].astype(np.float64)
     rng = generator(seed, "largest_difference")
-    if crosses(unit, group):
+    if units == rows.size:
+        # among independent rows the hits of the groups are one multivariate hypergeometric draw: the same distribution, at any n
+        n_rows = np.bincount(group)
+        drawn = rng.multivariate_hypergeometric(n_rows, int(hit.sum()), size=resamples, method="marginals") / n_rows
+        spread = drawn.max(axis=1) - drawn.min(axis=1)
+    elif crosses(unit, group):
         spread = _permuted_inside(group, unit, hit, len(kept), resamples, rng)
     else:
         home = np.zeros(units, dtype=np.int64)
@@ -314,6 +320,93 @@ def largest_difference(
         variance = between - float((n_g * np.array(noise)).sum() / n_g.sum())
         details |= {"between_group_variance": variance, "between_group_sd": float(np.sqrt(max(0.0, variance)))}
     return replace(empty, value=value, null=float(spread.mean()), p_value=permutation_p(value, spread), details=details)
+
+
+def mean_gaps(
+    groups: ArrayLike,
+    values: ArrayLike,
+    *,
+    cluster: ArrayLike | None = None,
+) -> tuple[MeanGap, ...]:
+    """Mean of each group minus that of the rest, for any number per row (null 0), in group order; intervals as `mean_difference`.
+
+    The rest are all other rows with a known group; for "(missing)" all rows with a known group.
+
+    Parameters
+    ----------
+    values : (N,), finite
+    """
+    array = finite_vector(values, "values")
+    n = same_length(groups=len(np.asarray(groups)), values=array.size)
+    codes, names = group_codes(groups, n)
+    ids = None if cluster is None else cluster_codes(cluster, n)
+    result = []
+    for name in names:
+        inside, outside = _sides(codes, names, name, None)
+        gap = mean_difference(
+            array[inside],
+            array[outside],
+            cluster_first=None if ids is None else ids[inside],
+            cluster_second=None if ids is None else ids[outside],
+        )
+        if gap.value is None:
+            gap = replace(gap, reason=f"no rows in {'the group' if not inside.any() else 'the rest'}")
+        result.append(MeanGap(name, int(inside.sum()), int(outside.sum()), gap))
+    return tuple(result)
+
+
+class MeanGap(NamedTuple):
+    """Mean of a group minus that of the rest, with the rows of both sides."""
+
+    group: str
+    n_group: int
+    n_rest: int
+    gap: Estimate
+
+
+def shrunk_rates(hits: ArrayLike, sizes: ArrayLike) -> FloatArray:
+    """Rates of cells drawn towards their common mean by how little each holds (0–1): beta-binomial empirical Bayes by moments, (K,).
+
+    (k + m·p)/(n + m), p the pooled rate, m from how much more the rates differ than chance makes them; if they differ no more, all
+    are p. For display and ranking: no interval belongs to it. A cell of size 0 has p.
+
+    Parameters
+    ----------
+    hits, sizes : (K,), counts of each cell
+
+    References
+    ----------
+    Kleinman (1973). Proportions with extraneous variance: single and independent samples. JASA 68.
+
+    Examples
+    --------
+    >>> shrunk_rates([5, 50], [10, 100]).tolist()
+    [0.5, 0.5]
+    """
+    k, n = finite_vector(hits, "hits"), finite_vector(sizes, "sizes")
+    same_length(hits=k.size, sizes=n.size)
+    if bool((k > n).any()) or bool((k < 0).any()):
+        raise DataError("some cells have more hits than rows")
+    total = float(n.sum())
+    if total == 0:
+        raise DataError("no cell has rows: no common rate")
+    p = float(k.sum()) / total
+    held = n > 0
+    cells = int(held.sum())
+    if cells < 2 or p in (0.0, 1.0):
+        return np.full(k.size, p)
+    spread = float((n[held] * (k[held] / n[held] - p) ** 2).sum())
+    # expected spread: p(1-p)·[(K-1)(1-r) + r·(N - Σn²/N)], r the correlation inside cells
+    whole = total - float((n**2).sum()) / total
+    if whole <= cells - 1:  # one row in each cell: nothing tells cells from chance
+        return np.full(k.size, p)
+    r = (spread / (p * (1 - p)) - (cells - 1)) / (whole - (cells - 1))
+    if r <= 0:
+        return np.full(k.size, p)
+    if r >= 1:
+        return np.where(held, k / np.maximum(n, 1), p)
+    m = (1 - r) / r
+    return np.asarray((k + m * p) / (n + m), dtype=np.float64)
 
 
 class GapChange(NamedTuple):
@@ -448,6 +541,8 @@ def _sampling_variance(hit: FloatArray, unit: IntArray) -> float | None:
 
 
 def _studentised_p(e: FloatArray, inside: BoolArray, ids: IntArray | None, resamples: int, seed: int) -> float | None:
+    if ids is None and e.size >= _MANY_ROWS and min(inside.sum(), (~inside).sum()) >= 3:
+        return _studentised_p_of_rows(e, inside, resamples, seed)
     codes = np.arange(e.size) if ids is None else np.unique(ids, return_inverse=True)[1].astype(np.int64)
     if ids is not None and crosses(codes, inside.astype(np.int64)):
         # clusters hold rows of both sides: labels are shuffled among the rows of a cluster
@@ -465,6 +560,24 @@ def _studentised_p(e: FloatArray, inside: BoolArray, ids: IntArray | None, resam
     statistic = _studentised(labellings.unit, e[labellings.kept])
     observed = float(statistic(labellings.observed[None].astype(np.float64))[0])
     return permutation_p(observed, labellings.values(statistic), exhaustive=labellings.exhaustive)
+
+
+def _studentised_p_of_rows(e: FloatArray, inside: BoolArray, resamples: int, seed: int) -> float:
+    """`_studentised_p` of independent rows: e is -1, 0 or 1, so a labelling is known by how many of each it puts inside."""
+    values = np.array([-1.0, 0.0, 1.0])
+    counts = np.array([(e == value).sum() for value in values])
+    observed = np.array([(e[inside] == value).sum() for value in values])
+    size = int(inside.sum())
+    drawn = generator(seed, "gap_changes").multivariate_hypergeometric(counts, size, size=resamples, method="marginals")
+
+    def statistic(first: IntArray) -> FloatArray:
+        second = counts - first
+        mean1, mean2 = first @ values / size, second @ values / (e.size - size)
+        var1 = (first @ values**2 / size - mean1**2) / size
+        var2 = (second @ values**2 / (e.size - size) - mean2**2) / (e.size - size)
+        return np.asarray(np.abs(mean1 - mean2) / np.sqrt(np.maximum(var1 + var2, 1e-24)), dtype=np.float64)
+
+    return permutation_p(float(statistic(observed[None])[0]), statistic(drawn))
 
 
 def _studentised(unit: IntArray, e: FloatArray) -> Callable[[FloatArray], FloatArray]:

@@ -486,7 +486,8 @@ _UNIT = frozenset({"accuracy", "balanced_accuracy", "f1_macro", "auroc", "averag
     "lineage_fields_present", "base_sha256_match", "adapted_sha256_match", "gate_passed", "completeness_bad_share"})  # fmt: skip
 # Metrics whose values cannot leave [-1, 1].
 _SIGNED = frozenset({"accuracy_change", "gain_over_scratch", "gain_over_head", "gain_over_base", "majority_gain", "accuracy_gap", "tpr_gap",
-    "fpr_gap", "selection_rate_gap", "generalisation_gap", "accuracy_drop", "trigger_over_placebo", "overconfidence"})  # fmt: skip
+    "fpr_gap", "selection_rate_gap", "recall_gap", "negative_flip_rate_gap", "generalisation_gap",
+    "accuracy_drop", "trigger_over_placebo", "overconfidence"})  # fmt: skip
 
 
 def value_range(metric: str) -> tuple[float, float] | None:
