@@ -51,12 +51,13 @@ def test_explain_is_part_of_the_front_door():
 
 @pytest.mark.parametrize("method", ASKING)
 def test_pictures_of_every_form_give_the_same_maps(method, cnn, pictures):
-    whole = explain(cnn, pictures, method=method, budget=20)
+    more = {"method": method, "budget": 70, "parts": 6 if method == "exact_shap" else 25}
+    whole = explain(cnn, pictures, **more)
     assert whole.values.shape == (3, 32, 32)
     assert set(whole.target_names) <= set(cnn.classes)
-    listed = explain(cnn, [Image.fromarray(p) for p in pictures], method=method, budget=20)
+    listed = explain(cnn, [Image.fromarray(p) for p in pictures], **more)
     assert listed.values == pytest.approx(whole.values, abs=1e-6)
-    one = explain(cnn, pictures[0], method=method, budget=20)
+    one = explain(cnn, pictures[0], **more)
     assert one.values[0] == pytest.approx(whole.values[0], abs=1e-5)
 
 
@@ -100,7 +101,7 @@ def test_tables_without_background_use_the_mean_of_the_data_the_encoding_saw(mlp
 
 def test_grad_cam_on_a_table_says_what_to_use(mlp, frame):
     with pytest.raises(ModelError, match="needs a spatial layer"):
-        explain(mlp, frame[:2])
+        explain(mlp, frame[:2], method="grad_cam")
 
 
 @pytest.mark.parametrize(
@@ -220,3 +221,9 @@ def test_settings_of_several_methods_go_to_those_that_have_them(cnn, pictures):
     assert found["saliency"].values == pytest.approx(alone.values, abs=1e-6)
     with pytest.raises(ConfigError, match="none of saliency, kernel_shap has a setting 'window'"):
         explain_all(cnn, pictures, methods=("saliency", "kernel_shap"), window=3)
+
+
+def test_the_number_of_parts_can_be_chosen(cnn, pictures):
+    assert explain(cnn, pictures, method="feature_ablation", parts=4).inputs.players.count.tolist() == [4, 4, 4]
+    with pytest.raises(ConfigError, match="parts is 0"):
+        explain(cnn, pictures, method="lime", parts=0)

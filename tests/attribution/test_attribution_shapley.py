@@ -404,7 +404,7 @@ def test_without_a_background_columns_are_halved_in_their_order():
 
 
 def test_too_many_parts_for_all_coalitions_are_refused():
-    with pytest.raises(ConfigError, match="at most 12 input parts; s0 has 16"):
+    with pytest.raises(ConfigError, match="at most 12 input parts; sample s0 has 16"):
         explain_inputs(
             Model(nn.Sequential(nn.Flatten(), nn.Linear(256, 2))),
             image_inputs(torch.rand(1, 1, 16, 16)),

@@ -295,3 +295,11 @@ def test_a_draw_without_a_background_is_refused() -> None:
             spec=TABLE,
             method="conditional",
         )
+
+
+@pytest.mark.parametrize(
+    "picture", [np.random.default_rng(0).integers(0, 256, (40, 40, 3)), np.full((40, 40, 3), 90)], ids=["noise", "plain"]
+)
+def test_a_picture_that_can_hardly_be_cut_gets_a_grid(picture):
+    parts = superpixels(picture.astype(np.uint8), 49)
+    assert int(parts.max()) + 1 >= 9

@@ -49,6 +49,7 @@ def explain(
     batch_size: int | None = None,
     players: Players | None = None,
     segmentation: str | None = None,
+    parts: int | None = None,
     preprocessing: InputSpec | None = None,
     quality: bool = False,
     **settings: Any,  # Any: further settings of the method, checked by name
@@ -72,8 +73,9 @@ def explain(
     background : inputs whose rows fill in for removed parts (SHAP and LIME on tables, masking "marginal")
     masking : how removed parts are filled in, instead of a baseline: one of the kind's ``masks`` ("blur", "mean", "noisy_linear", "marginal", ...)
     steps : of integrated_gradients
-    players : the input parts; None: made by ``segmentation`` (at most 49 superpixels; columns)
+    players : the input parts; None: made by ``segmentation`` (superpixels, columns)
     segmentation : "slic" (default on images), "quickshift", "grid"
+    parts : most superpixels of a picture (quickshift takes as many as it finds); None: 49
     preprocessing : instead of the model's own
     quality : True: hold the maps against random maps and permuted weights, and stamp them (``quality.assess``); costs several times the explanation
     settings : further settings of the method, by the names of its fields
@@ -88,7 +90,7 @@ def explain(
     # a mistyped name is said before anything is read
     chosen = None if method is None else explainer(method, **given)
     wrapped, made, size = ready(
-        model, inputs, background=background, players=players, segmentation=segmentation, preprocessing=preprocessing, seed=seed,
+        model, inputs, background=background, players=players, segmentation=segmentation, parts=parts, preprocessing=preprocessing, seed=seed,
         batch_size=batch_size,
     )  # fmt: skip
     if chosen is None:
@@ -115,6 +117,7 @@ def explain_all(
     batch_size: int | None = None,
     players: Players | None = None,
     segmentation: str | None = None,
+    parts: int | None = None,
     preprocessing: InputSpec | None = None,
     of: Quantity | None = None,
     **settings: Any,  # Any: settings of the methods, checked by name
@@ -130,7 +133,7 @@ def explain_all(
             raise ConfigError(f"none of {', '.join(methods)} has a setting {name!r}")
     chosen = {method: explainer(method, **{k: v for k, v in given.items() if k in has[method]}) for method in methods}
     wrapped, made, size = ready(
-        model, inputs, background=background, players=players, segmentation=segmentation, preprocessing=preprocessing, seed=seed,
+        model, inputs, background=background, players=players, segmentation=segmentation, parts=parts, preprocessing=preprocessing, seed=seed,
         batch_size=batch_size,
     )  # fmt: skip
     targets = None if target is None and against is None else resolve_targets(wrapped, made, target, against, batch_size=size)
@@ -206,6 +209,7 @@ def ready(
     background: Any = None,  # Any: as inputs
     players: Players | None = None,
     segmentation: str | None = None,
+    parts: int | None = None,
     preprocessing: InputSpec | None = None,
     seed: int = 0,
     batch_size: int | None = None,
@@ -219,13 +223,17 @@ def ready(
     if len(tensor) == 0:
         raise DataError("nothing to explain: the inputs hold no sample")
     rows = None if background is None else _encoded(background, spec)[0]
-    if players is not None and segmentation is not None:
-        raise ConfigError("players and segmentation both say what the parts are: give one of them")
+    if players is not None and (segmentation is not None or parts is not None):
+        raise ConfigError("players say what the parts are, and so do segmentation and parts: give one of them")
+    if parts is not None and parts < 1:
+        raise ConfigError(f"parts is {parts}: expected at least 1")
     if players is not None:
-        parts = players.checked(len(tensor), tuple(tensor.shape[2:] if players.spatial else tensor.shape[1:]))
+        cut = players.checked(len(tensor), tuple(tensor.shape[2:] if players.spatial else tensor.shape[1:]))
+    elif parts is not None:
+        cut = modality.players(tensor, spec, most=parts, seed=seed, segmentation=segmentation)
     else:
-        parts = modality.players(tensor, spec, seed=seed, segmentation=segmentation)
-    made = Inputs(tensor=tensor, ids=ids, modality=modality, spec=spec, players=parts, background=rows)
+        cut = modality.players(tensor, spec, seed=seed, segmentation=segmentation)
+    made = Inputs(tensor=tensor, ids=ids, modality=modality, spec=spec, players=cut, background=rows)
     return wrapped, made, batch_size if batch_size is not None else batch_size_for(tensor, wrapped)
 
 

@@ -41,6 +41,7 @@ SLIC_SIDE = 80  # superpixels are found at this size and laid back on the input
 SLIC_STEPS = 3
 SLIC_COMPACTNESS = 10.0
 LAB_AT_ONCE = 64  # pictures
+FEWEST_PARTS = 9  # with fewer a map says nothing of where
 GRID_SIDE = 16  # up to this side the players are a grid
 DECODERS = min(4, os.cpu_count() or 1)
 
@@ -357,8 +358,9 @@ def _slic_parts(shown: torch.Tensor, most: int) -> NDArray[np.int64]:
         small = V.resize(shown[start : start + LAB_AT_ONCE], list(size), antialias=True).permute(0, 2, 3, 1).numpy()
         parts = _in_threads(partial(_slic, most=most), list(_lab(small)))
         for i, one in enumerate(parts):
-            # a cut that cannot be had with so few parts is a grid
-            out[start + i] = grid(height, width, most) if one is None else one[np.ix_(rows, columns)]
+            # a cut that cannot be had with so few parts is a grid; so is one that hardly cuts (noise, a plain surface)
+            few = one is None or int(one.max()) + 1 < min(FEWEST_PARTS, most)
+            out[start + i] = grid(height, width, most) if one is None or few else one[np.ix_(rows, columns)]
     return out
 
 

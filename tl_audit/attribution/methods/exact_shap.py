@@ -57,7 +57,7 @@ class ExactSHAP:
         if parts > MOST_PARTS:
             raise ConfigError(
                 f"exact_shap evaluates all 2^d coalitions and takes at most {MOST_PARTS} input parts; sample {inputs.ids[int(counts.argmax())]} has {parts}: "
-                "use kernel_shap, or cut the inputs into fewer parts"
+                "use kernel_shap, or cut the inputs into fewer parts (parts=...)"
             )
         needed, most = 2**parts, run.most(_AFFORDABLE)
         if needed > most:
