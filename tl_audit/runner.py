@@ -16,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from tl_audit.attribution import explainer
 from tl_audit.attribution.stamps import GATE_CODES, gate_of
 from tl_audit.checks.base import Check, Context, PolicyFacts, PolicyUse, lacking
 from tl_audit.checks.governance import REVIEWS, missing_declarations
@@ -91,6 +92,8 @@ def run(
     RuntimeError : the record does not reconcile, which is our bug
     """
     checks = _checked(_builtin() if checks is None else checks, select, ignore)
+    for method in methods:
+        explainer(method)  # a mistyped name is said before anything is run
     facts = _plain(declared or {})
     tell = progress or (lambda what, done, total: None)
     created = created or datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -27,6 +27,7 @@ from tl_audit.attribution.removal import (
     removal_curves,
 )
 from tl_audit.attribution.stamps import gate_of
+from tl_audit.errors import ConfigError
 from tl_audit.measures import attribution as measures
 from tl_audit.measures.estimate import Estimate
 from tl_audit.measures.intervals import rate
@@ -106,7 +107,7 @@ def again(
 
     Parameters
     ----------
-    share : of the budget that is spent, and of the steps of a method that has them
+    share : of the budget that is spent, and of the steps of a method that has them; all of it where the method cannot do with less
     steps : instead of the method's own
     """
     from tl_audit.attribution.door import batch_size_for, run_explainer
@@ -123,7 +124,14 @@ def again(
         settings["steps"] = max(1, int(before * share))
     budget = a.params.get("budget")
     same: Explainer = replace(chosen, **settings)  # type: ignore[type-var]
-    return run_explainer(model, inputs, same, targets, Run(seed, budget, batch_size_for(inputs.tensor, model), memo, share))
+    whole = Run(seed, budget, batch_size_for(inputs.tensor, model), memo)
+    if share >= 1:
+        return run_explainer(model, inputs, same, targets, whole)
+    try:
+        return run_explainer(model, inputs, same, targets, replace(whole, share=share))
+    except ConfigError:
+        # less than the method can work with (one draw of each part, every place once): what made the maps was enough
+        return run_explainer(model, inputs, same, targets, whole)
 
 
 def with_background(inputs: Inputs) -> Inputs:

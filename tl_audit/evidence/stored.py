@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from tl_audit.attribution.base import Attribution, Inputs
-from tl_audit.errors import NotEvaluated
+from tl_audit.errors import ConfigError, NotEvaluated
 from tl_audit.evidence.base import FloatArray, missing_input, missing_model
 from tl_audit.evidence.passes import Collector, Progress, Stop, default_pairs, versions
 from tl_audit.evidence.store import OutputTable, Store, key_of
@@ -303,9 +303,12 @@ class StoredEvidence:
         # late: explainers load captum, shap and lime, which a statistics-only audit never needs
         attribution = import_module("tl_audit.attribution")
         memo = self._memos.setdefault((key, domain), attribution.Memo())  # what several methods ask is evaluated once
-        found: Attribution = attribution.explain_inputs(
-            self._model(key), inputs, method=method, targets=targets, seed=self._seed, budget=self.budget, memo=memo
-        )
+        try:
+            found: Attribution = attribution.explain_inputs(
+                self._model(key), inputs, method=method, targets=targets, seed=self._seed, budget=self.budget, memo=memo
+            )
+        except ConfigError as error:  # a budget or a number of parts that this one method cannot work with: the others can
+            raise NotEvaluated(str(error)) from error
         return found
 
     def _attribution_key(self, model: str, domain: str, method: str, rows: NDArray[np.int64], targets: NDArray[np.int64]) -> str:

@@ -16,6 +16,7 @@ from tl_audit.checks.explanations.shared import (
     cluster_of,
     maps_of,
     mean_over,
+    method_slug,
     unavailable,
 )
 from tl_audit.checks.wording import signed
@@ -27,7 +28,6 @@ from tl_audit.records.exhibits import (
     Line,
     Lines,
     Table,
-    slug,
 )
 from tl_audit.records.metrics import Measurement, Metric
 from tl_audit.subject import Subject
@@ -174,7 +174,7 @@ def _removal_lines(method: str, own: Curves, randoms: list[Curves], ok: BoolArra
     else:
         title = f"{method}: no map has a signal"
     return Lines(
-        id=f"removal-{slug(method)}",
+        id=f"removal-{method_slug(method)}",
         title=title,
         how_to_read="The lower the first line and the higher the second, the better the map knows what matters. The band is what random maps do.",
         alt=f"Class probability as parts are removed in the order of {method} maps, beside random maps.",

@@ -19,6 +19,7 @@ from tl_audit.checks.explanations.shared import (
     again_with,
     comparable,
     map_picture,
+    method_slug,
     rows_of,
     samples_mode,
     short_id,
@@ -35,7 +36,6 @@ from tl_audit.records.exhibits import (
     GridRow,
     ImageGrid,
     Picture,
-    slug,
 )
 from tl_audit.subject import Subject
 
@@ -264,7 +264,7 @@ def _column_gallery(evidence: Evidence, context: Context, found: dict[str, Attri
     ]
     if evidence.samples != "on":
         return out
-    for section in sections:
+    for number, section in enumerate(sections):
         for i in range(min(1, len(section.rows))):  # a chart per method and row: one row of each kind is enough to read
             for method, a in section.maps.items():
                 if a.blank[i]:
@@ -274,7 +274,7 @@ def _column_gallery(evidence: Evidence, context: Context, found: dict[str, Attri
                 explained = a.target_names[i] if a.target_names else str(int(a.targets[i]))
                 out.append(
                     Bars(
-                        id=f"gallery-{slug(section.rule, most=5)}-{slug(method, most=30)}",
+                        id=f"gallery-{number}-{method_slug(method)}",
                         title=f"Sample {name} ({section.rule}): what moved the output for {explained}, by {method}",
                         how_to_read="Bars to the right raise the score of the explained class, bars to the left lower it.",
                         alt=f"Bars of {method} per column for sample {name}.",

@@ -20,10 +20,7 @@ from tl_audit.evidence.base import Evidence
 from tl_audit.measures.attribution import over_rows
 from tl_audit.measures.estimate import Estimate
 from tl_audit.models.model import Model
-from tl_audit.records.exhibits import (
-    Bar,
-    Picture,
-)
+from tl_audit.records.exhibits import Bar, Picture, slug
 from tl_audit.records.metrics import Metric
 from tl_audit.subject import Subject
 
@@ -163,6 +160,11 @@ def comparable(subject: Subject, evidence: Evidence, key: str) -> bool:
     return bool(model.classes and subject.adapted.classes and set(model.classes) == set(subject.adapted.classes)) and evidence.has(
         key, "target"
     )
+
+
+def method_slug(method: str) -> str:
+    """A method's name in the id of an exhibit; "grad_cam" and "grad_cam++" differ."""
+    return slug(method.replace("+", " plus "))
 
 
 def short_id(evidence: Evidence, row: int) -> str:
