@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tl_audit.attribution.base import Attribution, Inputs, Run, Targets
-from tl_audit.attribution.evaluation import Evaluator, Quantity, evaluating, gradients
+from tl_audit.attribution.evaluation import Evaluator, Quantity, evaluating, gradients, lost_where
 from tl_audit.attribution.layers import Choice, choose, named_layer, neighbours, read_grid, stages, survey, watching
 from tl_audit.attribution.maps import blank_maps, from_elements, without_nonfinite
 from tl_audit.errors import ConfigError, DataError, ModelError
@@ -402,7 +402,7 @@ def _pass(
                         # one map for all classes
                         coarse[i, name, k] = coarse[i, name, 0] if k else explainer.read(given[name], given[name]).float().cpu()
                     elif explainer.quantity == quantity:
-                        coarse[i, name, k] = explainer.read(given[name], slopes[name]).float().cpu()
+                        coarse[i, name, k] = lost_where(explainer.read(given[name], slopes[name]).float(), score).cpu()
         probabilities = reading.logits.detach().softmax(dim=1).cpu()
         negative = {name for name, activation in given.items() if bool((activation < 0).any())}
         return _Part(coarse, explained, probabilities, fed[0].cpu() if fed else None, negative)

@@ -73,11 +73,11 @@ class Evaluator:
         return {q: _as_quantity(reading, q) for q in quantities}, reading
 
     def both(self, x: torch.Tensor, targets: Targets) -> NDArray[np.float64]:
-        """(B, 2) logit and probability of what is explained, without gradients, of one batch."""
+        """(B, 2) logit and probability of what is explained, without gradients, of one batch; NaN where infinite."""
         with torch.no_grad():
             reading = self._read(self.prepare(x))
             columns = [targets.pick(_as_quantity(reading, q)).double() for q in ("logit", "probability")]
-        return np.asarray(torch.stack(columns, dim=1).cpu().numpy())
+        return _known(torch.stack(columns, dim=1))
 
     def _read(self, x: torch.Tensor) -> Reading:
         self.evaluations += len(x)
@@ -111,9 +111,9 @@ class Evaluator:
         return out
 
     def all_scores(self, x: torch.Tensor, quantity: Quantity = "logit") -> NDArray[np.float64]:
-        """(R, C) of every row, without gradients, in batches."""
+        """(R, C) of every row, without gradients, in batches; NaN where infinite."""
         with torch.no_grad():
-            parts = self.each_batch(len(x), lambda rows: self.logits(self.prepare(x[rows]), quantity).double().cpu().numpy())
+            parts = self.each_batch(len(x), lambda rows: _known(self.logits(self.prepare(x[rows]), quantity).double()))
         return np.concatenate(parts) if parts else np.zeros((0, 0))
 
     def scores(self, x: torch.Tensor, targets: Targets, quantity: Quantity = "logit") -> NDArray[np.float64]:
@@ -157,6 +157,12 @@ def _identity(model: Model) -> tuple[object, ...]:
     return weakref.ref(model.module), model.output, state
 
 
+def _known(scores: torch.Tensor) -> NDArray[np.float64]:
+    """Scores as numbers; an infinite one is NaN, since nothing can be said of differences from it."""
+    found: NDArray[np.float64] = scores.cpu().numpy()
+    return np.where(np.isinf(found), np.nan, found)
+
+
 def _as_quantity(reading: Reading, quantity: Quantity) -> torch.Tensor:
     if quantity == "probability":
         return reading.logits.softmax(dim=1)
@@ -164,6 +170,14 @@ def _as_quantity(reading: Reading, quantity: Quantity) -> torch.Tensor:
         z = reading.logits[:, 1:]
         return torch.cat([-z, z], dim=1)
     return reading.logits
+
+
+def lost_where(values: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
+    """``values`` (B, ...), all NaN in rows whose score (B,) is not finite: a ReLU's gradient is finite there, and explains nothing."""
+    finite = torch.isfinite(score.detach())
+    if bool(finite.all()):
+        return values
+    return values.masked_fill(~finite.reshape(-1, *[1] * (values.ndim - 1)), torch.nan)
 
 
 def gradient(of: torch.Tensor, wrt: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from torch import nn
 
 from tl_audit.attribution.base import Inputs, Targets
 from tl_audit.attribution.convergence import rounds, settled
-from tl_audit.attribution.evaluation import Evaluator, Quantity, gradient
+from tl_audit.attribution.evaluation import Evaluator, Quantity, gradient, lost_where
 from tl_audit.attribution.layers import Grid, first_tensor, grid_of, named_layer, with_first
 from tl_audit.attribution.maps import PlayerValues, from_elements
 from tl_audit.errors import ConfigError, ModelError
@@ -83,7 +83,7 @@ class Site:
         """
         with torch.enable_grad():
             score, leaf = self.scored(x, targets, quantity, at)
-            slope = gradient(score, leaf)
+            slope = lost_where(gradient(score, leaf), score)
         self.evaluator.evaluations += len(x)
         return score.detach(), leaf.detach(), slope
 
@@ -218,7 +218,7 @@ def groups(n: int, numbers: int) -> Iterator[slice]:
 
 
 def add_by_sample(sums: torch.Tensor, values: torch.Tensor, samples: IntArray, weights: torch.Tensor) -> None:
-    """``sums[l, s] += sum of weights[r, l] * values[r]`` over the rows r of sample s.
+    """``sums[l, s] += sum of weights[r, l] * values[r]`` over the rows r of sample s. A row with values that are not finite makes its sample NaN.
 
     Parameters
     ----------
@@ -229,7 +229,12 @@ def add_by_sample(sums: torch.Tensor, values: torch.Tensor, samples: IntArray, w
     rows = torch.arange(len(samples), device=sums.device)
     spread = sums.new_zeros((weights.shape[1], len(known), len(samples)))
     spread[:, torch.as_tensor(place, device=sums.device), rows] = weights.to(sums).T
-    added = (spread.flatten(0, 1) @ values.to(sums)).reshape(weights.shape[1], len(known), -1)
+    values = values.to(sums)
+    lost = ~torch.isfinite(values.sum(dim=1))
+    if bool(lost.any()):  # in a product of matrices 0 x NaN would reach the other samples
+        values = values.masked_fill(lost[:, None], 0.0)
+        sums[:, torch.as_tensor(samples, device=sums.device)[lost]] = torch.nan
+    added = (spread.flatten(0, 1) @ values).reshape(weights.shape[1], len(known), -1)
     sums.index_add_(1, torch.as_tensor(known, device=sums.device), added)
 
 

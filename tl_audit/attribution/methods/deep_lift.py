@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tl_audit.attribution.base import Attribution, Inputs, Run, Targets
-from tl_audit.attribution.evaluation import Quantity, evaluating, gradient
+from tl_audit.attribution.evaluation import Quantity, evaluating, gradient, lost_where
 from tl_audit.attribution.gradients import FloatArray, Site, site_of, wide
 from tl_audit.attribution.maps import blank_maps, without_nonfinite
 from tl_audit.attribution.reference import baseline_of
@@ -100,7 +100,7 @@ class ByOperations:
                 below, low = self.site.scored(start, targets, self.quantity)
             with self.rules.rescaling():
                 above, high = self.site.scored(x, targets, self.quantity)
-            slope = gradient(above, high)
+            slope = lost_where(gradient(above, high), above - below)
         self.site.evaluator.evaluations += len(x)
         change = above.detach().double() - below.detach().double()
         kind = wide(slope.dtype)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from tl_audit.attribution.base import Attribution, Inputs, Run, Targets
-from tl_audit.attribution.evaluation import Evaluator, Quantity, evaluating, gradient
+from tl_audit.attribution.evaluation import Evaluator, Quantity, evaluating, gradient, lost_where
 from tl_audit.attribution.gradients import Site, wide
 from tl_audit.attribution.maps import blank_maps, from_elements, without_nonfinite
 from tl_audit.attribution.rescale import Guiding
@@ -66,7 +66,7 @@ def guided_maps(evaluator: Evaluator, inputs: Inputs, targets: Targets, quantity
         with torch.enable_grad():
             with guide:
                 score, leaf = site.scored(evaluator.prepare(inputs.tensor[rows]), targets[rows], quantity)
-            slope = gradient(score, leaf)
+            slope = lost_where(gradient(score, leaf), score)
         evaluator.evaluations += len(leaf)
         return site.maps(slope.to(wide(slope.dtype)), inputs).cpu()
 
