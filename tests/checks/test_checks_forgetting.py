@@ -53,6 +53,7 @@ def test_identical_weights_have_forgotten_nothing_exactly(rng):
     assert all(m.value == 0.0 for m in found.metrics if m.name == "backward_transfer_class")
     assert found.select("classes_forgotten").value == 0
     assert judged(forgetting, found).status == "pass"
+    assert any("own answers the adapted model is right on 100.0 %" in caveat for caveat in found.caveats)
 
 
 def test_a_backbone_that_became_random_has_forgotten_all(rng):
@@ -107,6 +108,7 @@ def test_an_adapted_model_without_the_sources_classes_is_probed(rng):
     found = measure(forgetting, evidence, "adapted", "base")
     assert found.params["by"] == "probe"
     assert "recoverable" in found.caveats[0]
+    assert not any("own answers" in caveat for caveat in found.caveats)
 
 
 def test_names_of_classes_and_order_of_rows_change_nothing_but_names(rng):

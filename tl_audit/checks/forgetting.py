@@ -174,6 +174,12 @@ def _before_and_after(subject: Subject, evidence: Evidence, seed: int) -> _Befor
         if one.reason is not None:
             raise NotEvaluated(f"a linear probe of the {key} model's features on the source: {one.reason}")
     held = probes[0].rows
+    notes = [
+        f"{why}: a linear probe tells what is still recoverable from the features, not what the model answers.",
+        f"Each probe was trained once, on {probes[0].training_rows} source samples: the noise of training it anew is not in the interval.",
+    ]
+    if (own := _own_answers(evidence)) is not None:
+        notes.insert(1, f"By its own answers the adapted model is right on {percent(own)} of the source.")
     return _Before(
         probes[0].predicted == y[held],
         probes[1].predicted == y[held],
@@ -181,11 +187,18 @@ def _before_and_after(subject: Subject, evidence: Evidence, seed: int) -> _Befor
         classes,
         None if units is None else units[held],
         "probe",
-        (
-            f"{why}: a linear probe tells what is still recoverable from the features, not what the model answers.",
-            f"Each probe was trained once, on {probes[0].training_rows} source samples: the noise of training it anew is not in the interval.",
-        ),
+        tuple(notes),
     )
+
+
+def _own_answers(evidence: Evidence) -> float | None:
+    """Accuracy of the adapted model's own answers on the source; None where it does not answer in the source's classes."""
+    try:
+        evidence.common_classes("adapted", "source")
+        rows = np.flatnonzero(evidence.usable("adapted", "source") & (evidence.truth("adapted", "source") >= 0))
+    except NotEvaluated:
+        return None
+    return float(evidence.correct("adapted", "source")[rows].mean()) if rows.size else None
 
 
 def _kept_head(subject: Subject, evidence: Evidence) -> tuple[bool, str]:

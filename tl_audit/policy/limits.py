@@ -483,11 +483,13 @@ def lint(
 # Metrics whose values cannot leave [0, 1]: a bound outside makes a limit that is never met, or never broken.
 _UNIT = frozenset({"accuracy", "balanced_accuracy", "f1_macro", "auroc", "average_precision", "recall", "precision", "f1", "c2st_auc",
     "label_tvd", "ks", "tvd", "excluded_share", "group_unknown_share", "worst_class_recall", "attack_auc", "declared_present_share",
-    "lineage_fields_present", "base_sha256_match", "adapted_sha256_match", "gate_passed", "completeness_bad_share"})  # fmt: skip
+    "lineage_fields_present", "base_sha256_match", "adapted_sha256_match", "gate_passed", "completeness_bad_share",
+    "c2st_auc_class", "output_ks", "negative_flip_rate"})  # fmt: skip
 # Metrics whose values cannot leave [-1, 1].
 _SIGNED = frozenset({"accuracy_change", "gain_over_scratch", "gain_over_head", "gain_over_base", "majority_gain", "accuracy_gap", "tpr_gap",
     "fpr_gap", "selection_rate_gap", "recall_gap", "negative_flip_rate_gap", "generalisation_gap",
-    "accuracy_drop", "trigger_over_placebo", "overconfidence"})  # fmt: skip
+    "accuracy_drop", "trigger_over_placebo", "overconfidence",
+    "backward_transfer", "backward_transfer_class"})  # fmt: skip
 
 
 def value_range(metric: str) -> tuple[float, float] | None:
