@@ -14,7 +14,7 @@ from torch import nn
 
 from tests.checks.arrays import ArrayEvidence
 from tl_audit.checks.base import Check, Context
-from tl_audit.checks.parity import PARITY, differences, label_order, preprocessing_parity, renaming
+from tl_audit.checks.parity import PARITY, differences, label_order, preprocessing_parity, renaming, repeatable_evidence
 from tl_audit.errors import DataError, NotEvaluated
 from tl_audit.evidence.store import Store
 from tl_audit.evidence.stored import StoredEvidence
@@ -307,6 +307,8 @@ def test_the_same_preparation_changes_exactly_nothing(tmp_path: Path) -> None:
         assert found.select("preprocessing_max_logit_diff", against=against).value == 0
     assert found.exhibits == ()
     assert status(preprocessing_parity, found) == "pass"
+    few = measured(preprocessing_parity, painted(SPEC, n=5), tmp_path)
+    assert status(preprocessing_parity, few) == "pass", "what is equal changes no answer, however few rows there are"
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -442,3 +444,69 @@ def test_a_record_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
     record = AdaptationRecord(preprocessing={"kind": "sound"})
     with pytest.raises(DataError, match="sound"):
         measured(preprocessing_parity, painted(None, record=record), tmp_path)
+
+
+# TLA113 -----------------------------------------------------------------------------------------------------------------------
+
+
+class Restless(nn.Module):
+    """Drops entries in evaluation mode as well (``dropout``), or adds what lies in the same batch (``batch``)."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.head = nn.Linear(10, 10, bias=False)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.eye(10))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(x)
+        if self.kind == "dropout":
+            return nn.functional.dropout(out, 0.5, training=True)
+        return out - 3 * x.mean(dim=0, keepdim=True)
+
+
+def restless(kind: str, n: int = 300) -> Subject:
+    x, y = rows(n, 0, noise=0.5)
+    return Subject(adapted=Model(Restless(kind), classes=DIGITS), target=Domain("t", x, labels=y, kind="tensor"))
+
+
+def test_dropout_left_on_is_found(tmp_path: Path) -> None:
+    found = measured(repeatable_evidence, restless("dropout"), tmp_path)
+    assert (found.select("rerun_flip_rate", by="run again").value or 0) > 0.1
+    assert (found.select("rerun_max_logit_diff").value or 0) > 0.1
+    assert found.select("rerun_max_logit_diff").n == {"target": 256}
+    assert status(repeatable_evidence, found) == "fail"
+
+
+def test_an_answer_that_depends_on_the_batch_is_found(tmp_path: Path) -> None:
+    found = measured(repeatable_evidence, restless("batch"), tmp_path)
+    assert found.select("rerun_flip_rate", by="run again").value == 0
+    assert (found.select("rerun_flip_rate", by="batch size").value or 0) > 0.01
+    assert status(repeatable_evidence, found) == "fail"
+
+
+def test_a_network_at_rest_repeats_itself_and_is_given_back(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(10, 16), nn.BatchNorm1d(16), nn.Dropout(0.5), nn.Linear(16, 10)).train()
+    x, y = rows(100, 0)
+    subject = Subject(adapted=Model(module, classes=DIGITS), target=Domain("t", x, labels=y, kind="tensor"))
+    before = {name: t.clone() for name, t in module.state_dict().items()}
+    found = measured(repeatable_evidence, subject, tmp_path)
+    assert found.select("rerun_max_logit_diff").value == 0
+    assert (found.select("batch_size_max_logit_diff").value or 0) < 1e-5
+    assert status(repeatable_evidence, found) == "pass"
+    assert module.training
+    assert all(torch.equal(before[name], t) for name, t in module.state_dict().items())
+
+
+def test_few_rows_do_not_vary_the_batch_and_say_so(tmp_path: Path) -> None:
+    found = measured(repeatable_evidence, digits(3), tmp_path)
+    assert "not varied" in " ".join(found.caveats)
+
+
+def test_outputs_that_are_not_finite_are_left_out_or_named(tmp_path: Path) -> None:
+    subject = digits(50)
+    with torch.no_grad():
+        subject.adapted.module.head.weight.fill_(torch.nan)  # type: ignore[union-attr,operator]
+    with pytest.raises(NotEvaluated):
+        measured(repeatable_evidence, subject, tmp_path)

@@ -33,7 +33,9 @@ from tl_audit.subject import Subject
 MOST_LISTED = 20
 MOST_CLASSES_IN_GRID = 20
 MOST_ROWS = 1000  # probed with the other preparation; a share of 0.02 is then known to about 0.01
+MOST_REPEATED = 256  # one answer that flips by rounding is then below the failing limit of one in a hundred
 BATCH = 64
+SMALL_BATCH = 8
 ABSENT = "absent"
 
 
@@ -421,7 +423,10 @@ def preprocessing_parity(subject: Subject, evidence: Evidence, context: Context)
         probe = probes[key]
         # what the plan changed on purpose is shown and not held against the adaptation
         name = "preprocessing_flip_rate" if own or not found else "preprocessing_flip_rate_declared"
-        metrics.append(metric(name, probe.flips, rules=context.rules, better="lower", slice=where))
+        if found:
+            metrics.append(metric(name, probe.flips, rules=context.rules, better="lower", slice=where))
+        else:  # the same inputs: no answer can change, whatever the number of rows
+            metrics.append(exact(name, 0.0, n={"target": probe.flips.n}, better="lower", slice=where, null=0.0))
         metrics.append(
             exact(
                 "preprocessing_max_logit_diff", probe.most, n={"target": probe.flips.n}, slice=where, unit="logits", null=0.0,
@@ -551,7 +556,7 @@ def _probed(subject: Subject, evidence: Evidence, other: InputSpec | None, found
     cluster = evidence.cluster("target")
     units = None if cluster is None else np.asarray(cluster)[rows]
     if not found:
-        return Probe(intervals.rate(np.zeros(rows.size, dtype=bool), cluster=units), 0.0)
+        return Probe(Estimate(0.0, int(rows.size)), 0.0)
     if any(d.name == "kind" for d in found):
         reason = "the two preparations are of different kinds: the model cannot answer both"
         return Probe(Estimate(None, int(rows.size), reason), None, reason)
@@ -632,4 +637,71 @@ def _rotated(subject: Subject, evidence: Evidence, context: Context) -> list[Met
     return out
 
 
-PARITY: tuple[Check, ...] = (label_order, preprocessing_parity)
+# TLA113 ----------------------------------------------------------------------------------------------------------------------
+
+
+@check("TLA113", "Repeatable evidence", section="provenance", severity="medium", needs=("adapted", "target"), runs_models=True)
+def repeatable_evidence(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
+    """Does the same input give the same output twice?
+
+    How it is measured: up to 256 target rows, chosen by hash, are answered twice in batches of 64 and once in batches of 8, in evaluation mode and
+    without setting the random state between the runs. Compared are the outputs, value by value, and the answers.
+
+    Why it matters: a number that changes from run to run cannot be confirmed by anybody, and an answer that depends on who else is in the batch
+    is not an answer to the sample.
+
+    How to reduce the risk: leave no randomness on at inference (dropout, sampling), normalise with stored statistics, and pin kernels and versions.
+    """
+    rows = np.flatnonzero(evidence.usable("adapted" if evidence.has("adapted", "target") else None, "target"))
+    if rows.size == 0:
+        raise NotEvaluated("usable rows of the target")
+    if rows.size > MOST_REPEATED:
+        names = evidence.ids("target")
+        rows = rows[bottom_k([names[r] for r in rows], MOST_REPEATED, context.seed)]
+    first, again, small = _repeated(subject, rows, context)
+    finite = np.isfinite(first).all(axis=1) & np.isfinite(again).all(axis=1) & np.isfinite(small).all(axis=1)
+    if not finite.any():
+        raise NotEvaluated("a target row whose outputs are finite")
+    n = {"target": int(finite.sum())}
+    metrics = []
+    shares = []
+    for name, by, other in (("rerun_max_logit_diff", "run again", again), ("batch_size_max_logit_diff", "batch size", small)):
+        most = float(np.abs(first[finite] - other[finite]).max())
+        flips = float((_answers(first[finite]) != _answers(other[finite])).mean())
+        metrics.append(exact(name, most, n=n, better="lower", unit="logits", null=0.0))
+        metrics.append(exact("rerun_flip_rate", flips, n=n, better="lower", slice={"by": by}, null=0.0))
+        shares.append((flips, most))
+    (flips, most), (flips_batch, most_batch) = shares
+    summary = (
+        f"Run again, {percent(flips)} of {n['target']} answers change (largest difference {most:.2g} logits); "
+        f"in batches of {SMALL_BATCH} instead of {BATCH}, {percent(flips_batch)} ({most_batch:.2g} logits)."
+    )
+    caveats = [] if finite.all() else [f"{int((~finite).sum())} rows were left out: an output is not finite."]
+    if n["target"] <= SMALL_BATCH:
+        caveats.append(f"{n['target']} rows fit into one batch of either size: the batch size was not varied.")
+    return Measurement(
+        summary=summary, metrics=tuple(metrics), caveats=tuple(caveats), params={"batch_size": BATCH, "small_batch": SMALL_BATCH}
+    )
+
+
+def _repeated(subject: Subject, rows: NDArray[np.int64], context: Context) -> tuple[NDArray[np.float64], ...]:
+    """(N, C) logits of three runs over the same inputs: twice in full batches, once in small ones."""
+    samples, model = subject.target.samples, subject.adapted
+    parts: tuple[list[NDArray[np.float64]], ...] = ([], [], [])
+    # one block for all runs: at its end the random state is put back, and a second block would repeat the first one's random numbers
+    with borrowed(model) as net, torch.no_grad():
+        device = next((p.device for p in net.parameters()), torch.device("cpu"))
+        for at in range(0, rows.size, BATCH):
+            inputs = samples.modality.encode(samples.read(rows[at : at + BATCH]), model.preprocessing).to(device)
+            if len(inputs) == 0:
+                continue
+            for part, size in zip(parts, (BATCH, BATCH, SMALL_BATCH), strict=True):
+                found = [outputs(net(piece), model.output) for piece in (inputs[i : i + size] for i in range(0, len(inputs), size))]
+                part.append(torch.cat(found).cpu().double().numpy())
+            context.progress("TLA113", min(at + BATCH, rows.size), rows.size)
+    if not parts[0]:
+        raise NotEvaluated("readable rows of the target")
+    return tuple(np.concatenate(part) for part in parts)
+
+
+PARITY: tuple[Check, ...] = (label_order, preprocessing_parity, repeatable_evidence)
