@@ -16,7 +16,7 @@ from tl_audit.checks.wording import p_value, percent, signed
 from tl_audit.errors import NotEvaluated
 from tl_audit.evidence.base import Evidence, missing_model
 from tl_audit.measures import calibration, fairness
-from tl_audit.measures.estimate import BoolArray, Estimate
+from tl_audit.measures.estimate import LADDER_ALPHAS, BoolArray, Estimate, interval_at
 from tl_audit.measures.intervals import bonferroni
 from tl_audit.measures.permutation import resamples_for
 from tl_audit.policy import Rules
@@ -253,7 +253,8 @@ def inherited_or_introduced(subject: Subject, evidence: Evidence, context: Conte
     How it is measured: the accuracy gap of each group to the rest under the adapted model, split on the same rows into what changing the backbone added
     (adapted minus the head trained on frozen base features), what the base brought (that head minus the same network trained from a random start) and what
     is there without the base. The parts add up. Differences have intervals recovered from the paired intervals of both sides (over clusters: jackknife);
-    p: group labels permuted, the difference divided by its standard error each time.
+    p: group labels permuted, the difference divided by its standard error each time. A limit is held against the shortfall of a part: the smaller of what the
+    part took from the group and of what the group lacks under the adapted model, so that an advantage undone is no harm.
 
     Why it matters: a gap of the base is mended by another base, one of the adaptation by other training data or a smaller change.
 
@@ -305,11 +306,16 @@ def inherited_or_introduced(subject: Subject, evidence: Evidence, context: Conte
         order = sorted(sizes, key=lambda g: (parts["gap_adapted"][g].value is None, parts["gap_adapted"][g].value or 0.0))
         bars: list[Bar] = []
         lines: list[tuple[Cell, ...]] = []
+        parts["introduced_shortfall"] = {g: _shortfall(parts["gap_introduced"][g], parts["gap_adapted"][g]) for g in sizes}
+        parts["inherited_shortfall"] = {g: _shortfall(parts["gap_inherited"][g], parts["gap_adapted"][g]) for g in sizes}
         for name, by_group in parts.items():
             metrics += [
-                metric(name, by_group[group], rules=rules, slice={column: group}, family=f"{name} by {column}", n=sizes[group])
+                metric(
+                    name, by_group[group], rules=rules, slice={column: group}, family=f"{name} by {column}", n=sizes[group],
+                    better="lower" if name.endswith("shortfall") else None,
+                )
                 for group in order
-            ]
+            ]  # fmt: skip
         for group in order:
             inside = values == group
             lines.append((group, sizes[group]["group"], *(float(right[word][inside].mean()) for word in right)))
@@ -326,8 +332,8 @@ def inherited_or_introduced(subject: Subject, evidence: Evidence, context: Conte
             worst = known[0]
             split = ", ".join(
                 f"{PART_WORDS[name]} {signed(parts[name][worst].value)}"
-                for name in parts
-                if name != "gap_adapted" and parts[name][worst].value is not None
+                for name in PART_WORDS
+                if name in parts and parts[name][worst].value is not None
             )
             said.append(f"{column} = {worst}: {signed(parts['gap_adapted'][worst].value)} against the rest ({split})")
         exhibits.append(
@@ -539,6 +545,26 @@ def _turned(estimate: Estimate) -> Estimate:
     """Rest minus group: how far the group falls short."""
     value = None if estimate.value is None else -estimate.value
     return replace(estimate, value=value, ladder=tuple((alpha, -high, -low) for alpha, low, high in estimate.ladder))
+
+
+def _shortfall(part: Estimate, adapted: Estimate) -> Estimate:
+    """The smaller of two shortfalls against the rest (below 0: none): what this part took, and what is left of it in the adapted model.
+
+    A part that only undid an advantage, or that another part made good, harms nobody. Intervals of the smaller of two: both lower ends
+    bound it at the level of each; one of the two upper ends does, so these are taken at half the error rate.
+    """
+    if part.value is None or adapted.value is None:
+        return replace(part, value=None, reason=part.reason or adapted.reason, ladder=(), null=None, p_value=None)
+    first, second = _turned(part), _turned(adapted)
+    ladder = []
+    for alpha in LADDER_ALPHAS:
+        lows = [interval_at(one.ladder, alpha) for one in (first, second)]
+        highs = [interval_at(one.ladder, alpha / 2) for one in (first, second)]
+        if all(lows) and all(highs):
+            ladder.append((alpha, min(i[0] for i in lows if i), min(i[1] for i in highs if i)))
+    value = min(-part.value, -adapted.value)
+    reason = None if ladder else part.reason or adapted.reason or "no interval for one of the two parts"
+    return replace(part, value=value, ladder=tuple(ladder), reason=reason, null=0.0, p_value=None, details={"method": "smaller of two"})
 
 
 def _class_grid(
