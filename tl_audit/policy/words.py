@@ -37,8 +37,6 @@ NAMES: dict[str, str] = {
     "gap_inherited": "accuracy gap inherited from the base",
     "introduced_shortfall": "shortfall of accuracy that the adaptation introduced",
     "inherited_shortfall": "shortfall of accuracy inherited from the base",
-    "introduced_shortfall": "shortfall of accuracy that the adaptation introduced",
-    "inherited_shortfall": "shortfall of accuracy inherited from the base",
     "negative_flip_rate_gap": "gap in right answers lost",
     "overconfidence_gap": "gap in confidence beyond accuracy",
     "majority_gain": "gain over naming the commonest class",
