@@ -180,7 +180,7 @@ def _probe(
             for batch, form, name in versions:
                 inputs = modality.encode(batch, model.preprocessing)
                 into = answers[key].clean if form == "clean" else getattr(answers[key], form)[name]
-                into[held] = _predict(model, inputs)
+                into[held] = predicted_classes(model, inputs)
                 if form == "cue" and len(inputs):
                     answers[key].unmoved[name] += int((inputs == plain).flatten(1).all(dim=1).sum())
         done += part.size
@@ -188,7 +188,7 @@ def _probe(
     return answers
 
 
-def _predict(model: Model, inputs: torch.Tensor) -> NDArray[np.int64]:
+def predicted_classes(model: Model, inputs: torch.Tensor) -> NDArray[np.int64]:
     """(B,) predicted class, -1 where the output is not finite."""
     if len(inputs) == 0:
         return np.zeros(0, dtype=np.int64)

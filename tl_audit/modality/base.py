@@ -339,6 +339,20 @@ class Modality(Protocol):
         """Cue kinds this modality knows."""
         ...
 
+    def corruption_kinds(self) -> tuple[str, ...]:
+        """Everyday disturbances this kind of data knows (TLA801), () where it knows none."""
+        ...
+
+    def corruption_scales(self, samples: Samples, rows: NDArray[np.int64]) -> Mapping[str, Any]:
+        """What disturbances are measured by, from these rows (spread and categories of columns); {} where a sample needs no other."""
+        ...
+
+    def corrupt(
+        self, batch: RawBatch, kind: str, severity: int, *, keys: Sequence[tuple[Any, ...]], scales: Mapping[str, Any]
+    ) -> RawBatch:
+        """The batch disturbed, severity 0 (not at all) to 3; ``keys``: seeds, one for each sample. DataError for a kind it does not know."""
+        ...
+
     def picture(
         self, inputs_row: torch.Tensor, spec: InputSpec | None, *, title: str, side: int = 160, redacted: bool = False
     ) -> Picture | None:

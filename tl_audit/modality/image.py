@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tl_audit.errors import DataError
 from tl_audit.measures.sampling import generator
 from tl_audit.modality.base import Caps, Cue, Key, MaskMethod, Modality, Neighbourhood, Players, RawBatch, Samples
+from tl_audit.modality.corruptions import IMAGE_KINDS, corrupt_picture
 from tl_audit.modality.draws import drawn_rows, seeded_noise
 from tl_audit.modality.imputation import blurred, linear_fill
 from tl_audit.modality.options import require_known
@@ -763,6 +764,19 @@ class Images:
 
     def cue_kinds(self) -> tuple[str, ...]:
         return tuple(CUE_SETTINGS)
+
+    def corruption_kinds(self) -> tuple[str, ...]:
+        return tuple(IMAGE_KINDS)
+
+    def corruption_scales(self, samples: Samples, rows: NDArray[np.int64]) -> Mapping[str, Any]:
+        return {}
+
+    def corrupt(
+        self, batch: RawBatch, kind: str, severity: int, *, keys: Sequence[tuple[Any, ...]], scales: Mapping[str, Any]
+    ) -> RawBatch:
+        """The pictures disturbed, before any resizing."""
+        items = [None if p is None else corrupt_picture(p, kind, severity, key) for p, key in zip(batch.items, keys, strict=True)]
+        return RawBatch(batch.rows, items, batch.errors, batch.facts)
 
     def picture(
         self, inputs_row: torch.Tensor, spec: InputSpec | None, *, title: str, side: int = 160, redacted: bool = False

@@ -16,6 +16,7 @@ from tl_audit.errors import DataError
 from tl_audit.measures.sampling import generator
 from tl_audit.modality.base import Caps, Cue, Key, MaskMethod, Modality, Neighbourhood, Players, RawBatch, Samples
 from tl_audit.modality.cells import NA_TEXTS, Cells, Frame, number_text, text_number
+from tl_audit.modality.corruptions import TABLE_KINDS, column_scales, corrupt_columns
 from tl_audit.modality.draws import drawn_rows
 from tl_audit.modality.options import require_column, require_known, suggest
 from tl_audit.records.exhibits import Bar, Picture
@@ -653,6 +654,21 @@ class Tabular:
 
     def cue_kinds(self) -> tuple[str, ...]:
         return ("set_column",)
+
+    def corruption_kinds(self) -> tuple[str, ...]:
+        return tuple(TABLE_KINDS)
+
+    def corruption_scales(self, samples: Samples, rows: NDArray[np.int64]) -> Mapping[str, Any]:
+        """Interquartile range of each numeric column, categories seen in each other one."""
+        batch = samples.read(rows)
+        return column_scales(rows_of(batch.items).take(batch.readable).columns)
+
+    def corrupt(
+        self, batch: RawBatch, kind: str, severity: int, *, keys: Sequence[tuple[Any, ...]], scales: Mapping[str, Any]
+    ) -> RawBatch:
+        """The rows disturbed, before they are encoded."""
+        table = rows_of(batch.items)
+        return RawBatch(batch.rows, Rows(corrupt_columns(table.columns, kind, severity, keys, scales), table.n), batch.errors, batch.facts)
 
     def picture(
         self, inputs_row: torch.Tensor, spec: InputSpec | None, *, title: str, side: int = 160, redacted: bool = False

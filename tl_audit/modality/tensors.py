@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -242,6 +243,19 @@ class Tensors:
 
     def cue_kinds(self) -> tuple[str, ...]:
         return ("patch", "set_column")
+
+    def corruption_kinds(self) -> tuple[str, ...]:
+        """None: ready inputs do not say what an everyday disturbance of them is."""
+        return ()
+
+    def corruption_scales(self, samples: Samples, rows: NDArray[np.int64]) -> Mapping[str, Any]:
+        return {}
+
+    def corrupt(
+        self, batch: RawBatch, kind: str, severity: int, *, keys: Sequence[tuple[Any, ...]], scales: Mapping[str, Any]
+    ) -> RawBatch:
+        require_known([kind], self.corruption_kinds(), "corruption of tensors")
+        return batch
 
     def picture(
         self, inputs_row: torch.Tensor, spec: InputSpec | None, *, title: str, side: int = 160, redacted: bool = False
