@@ -35,7 +35,8 @@ class LayerCamMethod:
 
     Attributes
     ----------
-    layer : module path; None: the last layer with a map of places before the head (``layer_reason`` says which and why)
+    layer : module path; None: the last layer with a map of places before the head (``layer_reason`` says which and why). Finding it takes one or
+        two passes of the first sample alone, which the evaluations per sample do not count
     """
 
     layer: str | None = None

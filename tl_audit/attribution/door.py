@@ -67,7 +67,7 @@ def explain(
     layer : module path, for CAM methods and layer versions; None: found, with the reason in the result
     seed : of stochastic methods; each sample draws from (seed, method, sample id) alone
     budget : most model evaluations per sample; None: the method's own, mostly 256. Besides it SHAP's sampling methods evaluate the rows of a
-        background once for all samples, at most half as many
+        background once for all samples, at most half as many; methods whose cost is fixed (one pass, its gradient, three for DeepLIFT: 1 to 4) pay it
     convergence : of stochastic methods: stop when the largest 95 % half-width of a sample's values is at most this share of their range
     baseline : the model input that stands for "nothing there" (one, or one per sample)
     background : inputs whose rows fill in for removed parts (SHAP and LIME on tables, masking "marginal")
