@@ -316,3 +316,16 @@ def test_the_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None
     for method in EXPLAINERS:
         where = controls if method.name in NEGATIVE_CONTROLS else space if method.needs_space else both
         assert re.search(rf"(?<!\w){re.escape(method.name)}(?![\w+])", where), method.name
+
+
+def test_long_checks_of_maps_say_how_far_they_are_and_short_ones_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tl_audit import explaining
+
+    clock = [0.0]
+    monkeypatch.setattr(explaining.time, "monotonic", lambda: clock[0])
+    said: list[str] = []
+    tell = explaining._now_and_then(said.append)
+    for done in range(8):
+        clock[0] = 0.7 * done
+        tell("samples held against random maps", done, 8)
+    assert said == ["3 of 8 samples held against random maps", "6 of 8 samples held against random maps"]

@@ -86,3 +86,13 @@ def test_clusters_are_the_units_of_the_stamp(rng):
     stamp = assess(model, maps, cluster=np.arange(120) % 4).quality
     assert stamp.state == "not_checked"
     assert "inconclusive" in stamp.text
+
+
+def test_what_is_left_out_of_the_curves_for_a_stamp_does_not_change_the_gain(scene):
+    from tl_audit.attribution.quality import curves_of_maps
+
+    a = explain_inputs(scene.model, scene.inputs, method="kernel_shap", targets=scene.targets, budget=32)
+    whole, short = (curves_of_maps(scene.model, {"kernel_shap": a}, seed=0, gain_only=only)["kernel_shap"] for only in (False, True))
+    np.testing.assert_array_equal(whole.gain, short.gain)
+    assert short.edges is None
+    assert short.own.most_first.shape[1] < whole.own.most_first.shape[1]

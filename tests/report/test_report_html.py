@@ -248,6 +248,27 @@ def test_the_page_stays_small_and_counts_pictures_that_were_left_out(result: Aud
     assert f"{40 - kept} pictures left out for size" in page
 
 
+def test_a_long_gallery_does_not_take_the_place_of_the_grids_after_it(result: AuditResult) -> None:
+    data = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(300)).decode()
+    grids = tuple(
+        ImageGrid(
+            id=name, title=name, how_to_read="x", alt="x", caption="x", samples="on",
+            rows=tuple(GridRow(id=f"s{i}", pictures=(Picture(title=f"{name} {i} left", alt="a", png=data), Picture(title=f"{name} {i} right", alt="a", png=data))) for i in range(n)),
+        )
+        for name, n in (("gallery", 40), ("drift", 2))
+    )  # fmt: skip
+    finding = Finding(
+        code="TLA711", section="explanations", title="Gate", status="info", reason="x", severity="high",
+        measurement=Measurement(summary="x", exhibits=grids),
+    )  # fmt: skip
+    page = render_html(result.model_copy(update={"findings": (finding,)}))
+    assert page.count('src="data:image/png') == 64
+    assert "drift 1 right" in page
+    assert "gallery 29 right" in page
+    assert "gallery 30 left" not in page  # whole rows, no empty frames
+    assert "20 pictures left out for size" in page
+
+
 @pytest.mark.parametrize("png", ["PHN2Zz4=", "not base64!", base64.b64encode(b"GIF89a....").decode()])
 def test_pictures_are_png_or_webp_or_the_record_is_refused(result: AuditResult, png: str) -> None:
     grid = ImageGrid(
