@@ -502,6 +502,9 @@ def test_a_network_at_rest_repeats_itself_and_is_given_back(tmp_path: Path) -> N
 def test_few_rows_do_not_vary_the_batch_and_say_so(tmp_path: Path) -> None:
     found = measured(repeatable_evidence, digits(3), tmp_path)
     assert "not varied" in " ".join(found.caveats)
+    assert found.select("rerun_flip_rate", by="run again").value == 0
+    assert found.select("rerun_flip_rate", by="batch size").value is None
+    assert status(repeatable_evidence, found) == "inconclusive"
 
 
 def test_outputs_that_are_not_finite_are_left_out_or_named(tmp_path: Path) -> None:

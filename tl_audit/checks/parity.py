@@ -663,22 +663,25 @@ def repeatable_evidence(subject: Subject, evidence: Evidence, context: Context) 
     if not finite.any():
         raise NotEvaluated("a target row whose outputs are finite")
     n = {"target": int(finite.sum())}
-    metrics = []
-    shares = []
-    for name, by, other in (("rerun_max_logit_diff", "run again", again), ("batch_size_max_logit_diff", "batch size", small)):
+    alone = None if rows.size > SMALL_BATCH else f"{rows.size} rows fit into one batch of either size: the batch size was not varied"
+    metrics: list[Metric] = []
+    said = []
+    runs = (
+        ("rerun_max_logit_diff", "run again", "run again", again, None),
+        ("batch_size_max_logit_diff", "batch size", f"in batches of {SMALL_BATCH} instead of {BATCH}", small, alone),
+    )
+    for name, by, how, other, reason in runs:
         most = float(np.abs(first[finite] - other[finite]).max())
         flips = float((_answers(first[finite]) != _answers(other[finite])).mean())
-        metrics.append(exact(name, most, n=n, better="lower", unit="logits", null=0.0))
-        metrics.append(exact("rerun_flip_rate", flips, n=n, better="lower", slice={"by": by}, null=0.0))
-        shares.append((flips, most))
-    (flips, most), (flips_batch, most_batch) = shares
-    summary = (
-        f"Run again, {percent(flips)} of {n['target']} answers change (largest difference {most:.2g} logits); "
-        f"in batches of {SMALL_BATCH} instead of {BATCH}, {percent(flips_batch)} ({most_batch:.2g} logits)."
-    )
+        values = (most, flips) if reason is None else (None, None)
+        metrics.append(exact(name, values[0], n=n, better="lower", unit="logits", null=0.0, reason=reason))
+        metrics.append(exact("rerun_flip_rate", values[1], n=n, better="lower", slice={"by": by}, null=0.0, reason=reason))
+        if reason is None:
+            said.append(f"{how}, {percent(flips)} of {n['target']} answers change (largest difference {most:.2g} logits)")
+    summary = f"Of the same inputs: {'; '.join(said)}."
     caveats = [] if finite.all() else [f"{int((~finite).sum())} rows were left out: an output is not finite."]
-    if n["target"] <= SMALL_BATCH:
-        caveats.append(f"{n['target']} rows fit into one batch of either size: the batch size was not varied.")
+    if alone is not None:
+        caveats.append(f"{alone}.")
     return Measurement(
         summary=summary, metrics=tuple(metrics), caveats=tuple(caveats), params={"batch_size": BATCH, "small_batch": SMALL_BATCH}
     )
