@@ -447,7 +447,7 @@ def test_without_a_background_noisy_baselines_stand_for_it(rng):
     x = image_inputs(pictures(rng))
     a = explain_inputs(Model(cnn()), x, method="gradient_shap", targets=ones(4))
     b = explain_inputs(Model(cnn()), x, method="integrated_gradients", targets=ones(4), tolerance=0.001)
-    assert a.params["reference"] == "8 noisy copies of the baseline"
+    assert a.params["reference"] == "28 noisy copies of the baseline"
     assert np.corrcoef(a.values.ravel(), b.values.ravel())[0, 1] > 0.9
     assert share(a).max() < 0.02
 

@@ -184,6 +184,21 @@ def test_one_row_costs_no_more_than_its_budget_and_half_as_much_for_the_backgrou
     assert a.budget <= budget * (1.5 if shares_a_background else 1)
 
 
+def test_more_budget_brings_expected_gradients_without_a_background_nearer_and_errors_cover_the_spread() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 24), nn.Tanh(), nn.Linear(24, 2))
+    with torch.no_grad():
+        net[0].weight.mul_(3)
+    inputs, spread = column_inputs(torch.randn(3, 6)), []
+    for budget in (100, 500):
+        runs = [explain_inputs(Model(net), inputs, method="gradient_shap", targets=ones(3), budget=budget, seed=s) for s in range(16)]
+        found = np.sqrt(np.var([r.values for r in runs], axis=0, ddof=1).mean())
+        said = np.sqrt(np.mean([np.square(r.standard_error) for r in runs]))
+        assert 0.8 < said / found < 3
+        spread.append(found)
+    assert spread[1] < 0.7 * spread[0]
+
+
 # ---------------------------------------------------------------- encoded tables
 
 

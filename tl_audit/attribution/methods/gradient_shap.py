@@ -22,8 +22,11 @@ _STRATA = 8
 _FIRST = 4 * _STRATA
 _ROUNDING = 1e-5
 """Differences below this share of what they are taken of are rounding: nothing may be regressed on them."""
-_OWN = 8
-"""Noisy copies of the baseline that stand for a background where there is none."""
+_FEWEST_OWN = 8
+"""Noisy copies of the baseline that stand for a background where there is none; as many as a ninth of the budget, so that each has about
+four draws: with 8 for any budget more of it did not bring the values nearer (256: half the error that there was stood in the standard error, 800: a quarter)."""
+_MOST_OWN_TO_CONVERGE = 32
+"""Where draws may end early: all of them are paid for at the start."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class GradientSHAP:
     Attributes
     ----------
     baseline : the input that stands for "nothing there", instead of a background (one, or one per sample)
-    noise : without a background, its rows are 8 copies of the baseline with Gaussian noise of this share of the range of the sample's numbers
+    noise : without a background, its rows are copies of the baseline (8, or a ninth of the budget) with Gaussian noise of this share of the range of the sample's numbers
     output : what is explained: "logit" or "probability"
     convergence : stop when the largest 95 % half-width of a sample's values is at most this share of their range; None: spend the budget
 
@@ -69,7 +72,7 @@ class GradientSHAP:
         if not self.noise >= 0:
             raise ConfigError(f"noise is {self.noise}: expected a share of the range of the sample's numbers, 0 or more")
         shared, note = self._background(inputs, budget, run)
-        rows = min(_OWN, (budget - 1) // 3) if shared is None else len(shared)
+        rows = self._copies(budget) if shared is None else len(shared)
         draws = (budget - 1 - rows) // 2
         block = max(1, min(_STRATA, draws // 4))
         draws -= draws % block
@@ -110,6 +113,11 @@ class GradientSHAP:
             },
             caveats=(*notes, *found.caveats()),
         )  # fmt: skip
+
+    def _copies(self, budget: int) -> int:
+        """Noisy copies of the baseline; an even number where it can be, since they come in opposite pairs."""
+        most = (budget - 1) // 9 if self.convergence is None else min((budget - 1) // 9, _MOST_OWN_TO_CONVERGE)
+        return max(min(_FEWEST_OWN, (budget - 1) // 3), most // 2 * 2)
 
     def _background(self, inputs: Inputs, budget: int, run: Run) -> tuple[torch.Tensor | None, str | None]:
         """Rows that all samples share, at most a third of the budget, or None."""
