@@ -279,7 +279,9 @@ def _order_sentence(compared: Sequence[Comparison], missing: Sequence[str], wron
     if wrong:
         parts.append(f"{counted(len(wrong), 'class name')} {'disagrees' if len(wrong) == 1 else 'disagree'}: {listed(wrong, most=3)}.")
     elif compared:
-        parts.append(f"Class names agree with those of the {' and the '.join(c.against for c in compared)}.")
+        names = [f"the {one.against}" for one in compared if one.against != "outputs"]
+        if names:
+            parts.append(f"Class names agree with those of {' and '.join(names)}.")
     if fit.gain.value is None:
         parts.append(f"The order of the outputs was not held against labels: {fit.gain.reason}.")
         return " ".join(parts)
