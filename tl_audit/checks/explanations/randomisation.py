@@ -136,14 +136,14 @@ def parameter_randomisation(subject: Subject, evidence: Evidence, context: Conte
 
 
 def _randomisation_grid(evidence: Evidence, context: Context, maps: Maps, redrawn: Mapping[str, Attribution]) -> ImageGrid | None:
-    """Two samples: maps of the trained and of a permuted model, side by side."""
+    """Two samples, one of more than two methods: maps of the trained and of a permuted model, side by side."""
     if evidence.samples == "off" or not maps.first.inputs.players.spatial:
         return None
     lead = maps.first
     redacted = evidence.samples == "redacted"
     rows = rows_of(evidence, lead.inputs.ids)
     grid: list[GridRow] = []
-    for at in np.argsort(priority(context.seed, lead.inputs.ids), kind="stable")[:2]:
+    for at in np.argsort(priority(context.seed, lead.inputs.ids), kind="stable")[: 2 if len(maps.found) <= 2 else 1]:
         pictures = []
         for method, a in maps.found.items():
             if a.inputs.ids != lead.inputs.ids:
