@@ -491,7 +491,9 @@ def integrated_rows(s: Setting) -> None:
     n, steps = (2, 16) if s.large else (8, 50)
     s = s.first(n)
     mine = ours(s, explained(s, "integrated_gradients", steps=steps), evaluations=steps + 2, backwards=steps, maps=True)
-    compare(s, f"integrated gradients, {n} pictures, {steps} steps", mine, [captum_gradients(s, "IntegratedGradients", n, n_steps=steps)], 3)
+    compare(
+        s, f"integrated gradients, {n} pictures, {steps} steps", mine, [captum_gradients(s, "IntegratedGradients", n, n_steps=steps)], 3
+    )
 
 
 def removal_rows(s: Setting) -> None:

@@ -14,7 +14,25 @@ if TYPE_CHECKING:
 
     BUILTIN: tuple[Check, ...]
 
-FAMILIES = ("provenance", "compute", "parity", "data", "leakage", "performance", "transfer", "forgetting", "shift", "conditional_shift", "fairness", "group_gaps", "cues", "explanations", "robustness", "privacy", "governance")
+FAMILIES = (
+    "provenance",
+    "compute",
+    "parity",
+    "data",
+    "leakage",
+    "performance",
+    "transfer",
+    "forgetting",
+    "shift",
+    "conditional_shift",
+    "fairness",
+    "group_gaps",
+    "cues",
+    "explanations",
+    "robustness",
+    "privacy",
+    "governance",
+)
 """Family files; each holds a tuple of checks under its own name in capitals."""
 
 __all__ = ["BUILTIN", "FAMILIES"]

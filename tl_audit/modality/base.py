@@ -347,9 +347,7 @@ class Modality(Protocol):
         """What disturbances are measured by, from these rows (spread and categories of columns); {} where a sample needs no other."""
         ...
 
-    def corrupt(
-        self, batch: RawBatch, kind: str, severity: int, *, keys: Sequence[tuple[Any, ...]], scales: Mapping[str, Any]
-    ) -> RawBatch:
+    def corrupt(self, batch: RawBatch, kind: str, severity: int, *, keys: Sequence[tuple[Any, ...]], scales: Mapping[str, Any]) -> RawBatch:
         """The batch disturbed, severity 0 (not at all) to 3; ``keys``: seeds, one for each sample. DataError for a kind it does not know."""
         ...
 

@@ -771,9 +771,7 @@ class Images:
     def corruption_scales(self, samples: Samples, rows: NDArray[np.int64]) -> Mapping[str, Any]:
         return {}
 
-    def corrupt(
-        self, batch: RawBatch, kind: str, severity: int, *, keys: Sequence[tuple[Any, ...]], scales: Mapping[str, Any]
-    ) -> RawBatch:
+    def corrupt(self, batch: RawBatch, kind: str, severity: int, *, keys: Sequence[tuple[Any, ...]], scales: Mapping[str, Any]) -> RawBatch:
         """The pictures disturbed, before any resizing."""
         items = [None if p is None else corrupt_picture(p, kind, severity, key) for p, key in zip(batch.items, keys, strict=True)]
         return RawBatch(batch.rows, items, batch.errors, batch.facts)

@@ -479,7 +479,10 @@ def near_rows(
     width = (squares * candidate).sum(dim=1, keepdim=True) / candidate.sum(dim=1, keepdim=True)
     weight = torch.exp(-squares / (2 * width.clamp(min=torch.finfo(torch.float64).tiny))) * candidate
     reached = weight.cumsum(dim=1)
-    u = torch.as_tensor((drawn_rows(key, "conditional", 2**53, keep, index, each=False) + 0.5) / 2**53, device=inputs.device)[:, None] * reached[:, -1:]
+    u = (
+        torch.as_tensor((drawn_rows(key, "conditional", 2**53, keep, index, each=False) + 0.5) / 2**53, device=inputs.device)[:, None]
+        * reached[:, -1:]
+    )
     return torch.searchsorted(reached, u, right=True)[:, 0].clamp(max=len(known) - 1)
 
 
@@ -663,9 +666,7 @@ class Tabular:
         batch = samples.read(rows)
         return column_scales(rows_of(batch.items).take(batch.readable).columns)
 
-    def corrupt(
-        self, batch: RawBatch, kind: str, severity: int, *, keys: Sequence[tuple[Any, ...]], scales: Mapping[str, Any]
-    ) -> RawBatch:
+    def corrupt(self, batch: RawBatch, kind: str, severity: int, *, keys: Sequence[tuple[Any, ...]], scales: Mapping[str, Any]) -> RawBatch:
         """The rows disturbed, before they are encoded."""
         table = rows_of(batch.items)
         return RawBatch(batch.rows, Rows(corrupt_columns(table.columns, kind, severity, keys, scales), table.n), batch.errors, batch.facts)

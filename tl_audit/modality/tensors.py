@@ -251,9 +251,7 @@ class Tensors:
     def corruption_scales(self, samples: Samples, rows: NDArray[np.int64]) -> Mapping[str, Any]:
         return {}
 
-    def corrupt(
-        self, batch: RawBatch, kind: str, severity: int, *, keys: Sequence[tuple[Any, ...]], scales: Mapping[str, Any]
-    ) -> RawBatch:
+    def corrupt(self, batch: RawBatch, kind: str, severity: int, *, keys: Sequence[tuple[Any, ...]], scales: Mapping[str, Any]) -> RawBatch:
         require_known([kind], self.corruption_kinds(), "corruption of tensors")
         return batch
 
