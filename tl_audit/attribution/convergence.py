@@ -19,6 +19,11 @@ def rounds(most: int, *, first: int, convergence: float | None) -> tuple[int, ..
     return (*sizes, most)
 
 
+def unsettled(number: int, n: int) -> list[str]:
+    """What a reader must know where ``number`` of n samples did not get there."""
+    return [f"{number} of {n} sample(s) did not reach the convergence asked for within the budget: raise it"] if number else []
+
+
 def settled(values: NDArray[np.float64], errors: NDArray[np.float64], convergence: float) -> bool:
     """Whether the largest 95 % half-width of one sample's values is at most ``convergence`` times their range (the value itself, of one part alone)."""
     if not len(values):

@@ -77,9 +77,7 @@ class Game:
         keep : per sample (R_i, count[i]); True keeps the part
         draws : per sample (R_i,) row of the background that fills in; needed where the reference is drawn
         """
-        out = [np.empty((len(k), 2)) for k in keep]
         sample = np.repeat(np.arange(len(keep)), [len(k) for k in keep])
-        place = np.concatenate([np.arange(len(k)) for k in keep]) if len(keep) else np.zeros(0, dtype=np.int64)
         drawn = None if draws is None else np.concatenate(list(draws))
         most = int(self.inputs.players.count.max()) if len(keep) else 0
         flags = np.zeros((len(sample), most), dtype=bool)
@@ -91,10 +89,8 @@ class Game:
             found = self._made(sample, flags) if self.reference.kind == "made" else self._evaluated(sample, flags, drawn)
         else:
             found = self._remembered(self.memo, sample, flags, drawn)
-        for i in range(len(keep)):
-            mine = sample == i if len(keep) > 1 else slice(None)
-            out[i][place[mine]] = found[mine]
-        return [o[:, _COLUMN[quantity]] for o in out]
+        ends = np.cumsum([len(k) for k in keep])[:-1]
+        return np.split(found[:, _COLUMN[quantity]], ends) if len(keep) else []
 
     def _ends(self, quantity: Quantity, *, present: bool) -> FloatArray:
         counts = self.inputs.players.count

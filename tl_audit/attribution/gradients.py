@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tl_audit.attribution.base import Inputs, Targets
-from tl_audit.attribution.convergence import rounds, settled
+from tl_audit.attribution.convergence import rounds, settled, unsettled
 from tl_audit.attribution.evaluation import Evaluator, Quantity, gradient, lost_where
 from tl_audit.attribution.layers import Grid, first_tensor, grid_of, named_layer, with_first
 from tl_audit.attribution.maps import PlayerValues, from_elements
@@ -321,9 +321,7 @@ class Means:
     waiting: int
 
     def caveats(self) -> list[str]:
-        if not self.waiting:
-            return []
-        return [f"{self.waiting} of {len(self.used)} sample(s) did not reach the convergence asked for within the budget: raise it"]
+        return unsettled(self.waiting, len(self.used))
 
 
 def means_over_draws(

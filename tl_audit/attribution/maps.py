@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tl_audit.attribution.base import Attribution, Inputs, Run, Targets
 from tl_audit.modality.base import Players
 
 PlayerValues = tuple[NDArray[np.float64], ...]
@@ -35,6 +37,40 @@ def from_players(values: Sequence[NDArray[np.float64]], players: Players) -> tup
         return np.stack(pooled), pooled
     shared = [v / np.maximum(area, 1) for v, area in zip(pooled, players.all_areas(), strict=True)]
     return players.spread(shared), pooled
+
+
+def finished(
+    method: str,
+    inputs: Inputs,
+    targets: Targets,
+    run: Run,
+    maps: tuple[NDArray[np.float64], PlayerValues],
+    *,
+    signed: bool,
+    spent: int,
+    params: Mapping[str, Any],  # Any: plain JSON values
+    caveats: Iterable[str],
+    standard_error: PlayerValues | None = None,
+    completeness: NDArray[np.float64] | None = None,
+) -> Attribution:
+    """The Attribution of maps and player values; ``spent`` evaluations of all samples together. Half a map is none, and blank ones are marked."""
+    elements = without_nonfinite(maps[0])
+    return Attribution(
+        values=elements,
+        player_values=maps[1],
+        targets=targets.index,
+        against=targets.against,
+        method=method,
+        inputs=inputs,
+        signed=signed,
+        seed=run.seed,
+        budget=-(-spent // max(len(inputs), 1)),
+        completeness=completeness,
+        standard_error=standard_error,
+        blank=blank_maps(elements),
+        params=params,
+        caveats=tuple(caveats),
+    )
 
 
 def blank_maps(values: NDArray[np.float64]) -> NDArray[np.bool_]:

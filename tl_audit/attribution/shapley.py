@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tl_audit.attribution.base import Attribution, Inputs, Run, Targets
 from tl_audit.attribution.evaluation import Evaluator, Quantity
 from tl_audit.attribution.game import Game
-from tl_audit.attribution.maps import blank_maps, from_players, without_nonfinite
+from tl_audit.attribution.maps import finished, from_players
 
 FloatArray = NDArray[np.float64]
 
@@ -93,24 +93,11 @@ def assembled(
     caveats: Sequence[str],
 ) -> Attribution:
     """The Attribution of values per player."""
-    elements, players = from_players(values, inputs.players)
-    elements = without_nonfinite(elements)
-    return Attribution(
-        values=elements,
-        player_values=players,
-        targets=targets.index,
-        against=targets.against,
-        method=name,
-        inputs=inputs,
-        signed=True,
-        seed=run.seed,
-        budget=-(-evaluator.evaluations // max(len(inputs), 1)),
-        completeness=np.array([v.sum() for v in values]) - (found.full - found.empty),
-        standard_error=None if errors is None else tuple(errors),
-        blank=blank_maps(elements),
-        params={**params, **evaluator.facts},
-        caveats=(*caveats, *sorted(evaluator.notes)),
-    )
+    return finished(
+        name, inputs, targets, run, from_players(values, inputs.players), signed=True, spent=evaluator.evaluations,
+        params={**params, **evaluator.facts}, caveats=(*caveats, *sorted(evaluator.notes)),
+        standard_error=None if errors is None else tuple(errors), completeness=np.array([v.sum() for v in values]) - (found.full - found.empty),
+    )  # fmt: skip
 
 
 def not_settled(number: int, n: int, convergence: float | None) -> list[str]:

@@ -13,7 +13,7 @@ from tl_audit.attribution.ablation import drops
 from tl_audit.attribution.base import Attribution, Inputs, Run, Targets
 from tl_audit.attribution.evaluation import Quantity, evaluating
 from tl_audit.attribution.game import Game
-from tl_audit.attribution.maps import blank_maps, from_players, without_nonfinite
+from tl_audit.attribution.maps import finished, from_players
 from tl_audit.attribution.reference import reference_of
 from tl_audit.errors import ConfigError
 from tl_audit.models.model import Model
@@ -79,31 +79,26 @@ def ablate_parts(
     shares = [1.0 / np.bincount(g)[g] if len(g) else np.zeros(0) for g in groups]
     values = [v.mean(axis=1)[g] * s for v, g, s in zip(found.values, groups, shares, strict=True)]
     errors = tuple(found.error(v)[g] * s for v, g, s in zip(found.values, groups, shares, strict=True)) if found.drawn else None
-    elements, players = from_players(values, inputs.players)
-    elements = without_nonfinite(elements)
     caveats = sorted(notes)
     grouped = sum(len(k) < len(g) for k, g in zip(keep, groups, strict=True))
     if grouped:
         caveats.append(f"{grouped} sample(s) have more parts than the budget allows: neighbouring parts were removed together; raise it")
-    return Attribution(
-        values=elements,
-        player_values=players,
-        targets=targets.index,
-        against=targets.against,
-        method=method,
-        inputs=inputs,
+    return finished(
+        method,
+        inputs,
+        targets,
+        run,
+        from_players(values, inputs.players),
         signed=True,
-        seed=run.seed,
-        budget=-(-spent // max(len(inputs), 1)),
+        spent=spent,
         standard_error=errors,
-        blank=blank_maps(elements),
         params={
             "reference": reference.name,
             "output": output,
             "fills": int(found.values[0].shape[1]) if found.values else 0,
             **evaluator.facts,
         },
-        caveats=tuple(caveats),
+        caveats=caveats,
     )
 
 

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from tl_audit.attribution.base import Attribution, Inputs, Run, Targets
-from tl_audit.attribution.convergence import rounds, settled
+from tl_audit.attribution.convergence import rounds, settled, unsettled
 from tl_audit.attribution.evaluation import Quantity, evaluating
 from tl_audit.attribution.game import Game
-from tl_audit.attribution.maps import blank_maps, from_players, without_nonfinite
+from tl_audit.attribution.maps import finished, from_players
 from tl_audit.attribution.neighbours import Neighbours, alike, table_neighbours
 from tl_audit.attribution.reference import reference_of
 from tl_audit.attribution.surrogate import Fit, selected, weighted_ridge
@@ -99,7 +99,7 @@ class LIME:
         values = np.empty((len(hoods), budget))
         fits: dict[int, Fit] = {}
         active = np.arange(len(hoods))
-        unsettled, done = 0, 0
+        waiting, done = 0, 0
         with evaluating(model, batch_size=run.batch_size, outputs_only=budget, sample=inputs.tensor[:8]) as evaluator:
             game = Game(evaluator, inputs, targets, reference, memo=run.memo, seed=run.seed)
             for size in rounds(budget, first=_FIRST, convergence=self.convergence):
@@ -113,12 +113,12 @@ class LIME:
                 fitted = self._fit_parts([hoods[i][:size] for i in active], values[active, :size], near)
                 fits.update(zip(active.tolist(), fitted, strict=True))
                 active = self._unsettled(active, fits)
-                done, unsettled = size, len(active)
-                if not unsettled:
+                done, waiting = size, len(active)
+                if not waiting:
                     break
             spent, notes = evaluator.evaluations, evaluator.notes
         params = {"scheme": "parts on and off", "reference": reference.name, **evaluator.facts}
-        return self._result(inputs, targets, run, [fits[i] for i in range(len(hoods))], spent, notes, unsettled, params)
+        return self._result(inputs, targets, run, [fits[i] for i in range(len(hoods))], spent, notes, waiting, params)
 
     def _fit_parts(self, hoods: list[NDArray[np.bool_]], values: FloatArray, near: Neighbourhood) -> list[Fit]:
         out: list[Fit] = []
@@ -148,7 +148,7 @@ class LIME:
         n = len(inputs)
         fits: dict[int, Fit] = {}
         active = np.arange(n)
-        unsettled, done = 0, 1
+        waiting, done = 0, 1
         with evaluating(model, batch_size=run.batch_size, outputs_only=budget, sample=inputs.tensor[:8]) as evaluator:
             own = targets.of(evaluator.all_scores(inputs.tensor, self.output))
             tables: list[FloatArray] = []
@@ -159,8 +159,8 @@ class LIME:
                 fitted = self._fit_rows(near, own, table, targets, active, device)
                 fits.update(zip(active.tolist(), fitted, strict=True))
                 active = self._unsettled(active, fits)
-                done, unsettled = size, len(active)
-                if not unsettled:
+                done, waiting = size, len(active)
+                if not waiting:
                     break
             spent, notes = evaluator.evaluations, evaluator.notes
         params = {
@@ -170,7 +170,7 @@ class LIME:
             "sharing": "the neighbours are evaluated once for all samples; the evaluations per sample are one and its share of them",
             **evaluator.facts,
         }
-        return self._result(inputs, targets, run, [fits[i] for i in range(n)], spent, notes, unsettled, params)
+        return self._result(inputs, targets, run, [fits[i] for i in range(n)], spent, notes, waiting, params)
 
     def _fit_rows(
         self, near: Neighbours, own: FloatArray, table: FloatArray, targets: Targets, rows: NDArray[np.int64], device: torch.device
@@ -224,11 +224,9 @@ class LIME:
         fits: list[Fit],
         spent: int,
         notes: set[str],
-        unsettled: int,
+        waiting: int,
         params: dict[str, Any],
     ) -> Attribution:
-        elements, players = from_players([f.slopes.numpy() for f in fits], inputs.players)
-        elements = without_nonfinite(elements)
         scores = [float(f.r2) for f in fits if bool(torch.isfinite(f.r2))]
         params |= {
             "output": self.output,
@@ -241,23 +239,11 @@ class LIME:
         caveats = sorted(notes)
         if self.convergence is not None:
             params["convergence"] = self.convergence
-            if unsettled:
-                caveats.append(f"{unsettled} of {len(fits)} sample(s) did not reach the convergence asked for within the budget: raise it")
-        return Attribution(
-            values=elements,
-            player_values=players,
-            targets=targets.index,
-            against=targets.against,
-            method=self.name,
-            inputs=inputs,
-            signed=True,
-            seed=run.seed,
-            budget=-(-spent // max(len(fits), 1)),
-            standard_error=tuple(f.errors.numpy() for f in fits),
-            blank=blank_maps(elements),
-            params=params,
-            caveats=tuple(caveats),
-        )
+            caveats += unsettled(waiting, len(fits))
+        return finished(
+            self.name, inputs, targets, run, from_players([f.slopes.numpy() for f in fits], inputs.players), signed=True, spent=spent,
+            params=params, caveats=caveats, standard_error=tuple(f.errors.numpy() for f in fits),
+        )  # fmt: skip
 
 
 def part_weights(features: torch.Tensor, counts: torch.Tensor, near: Neighbourhood) -> torch.Tensor:

@@ -15,7 +15,7 @@ from tl_audit.attribution.ablation import drops
 from tl_audit.attribution.base import Attribution, Inputs, Run, Targets
 from tl_audit.attribution.evaluation import Quantity, evaluating
 from tl_audit.attribution.game import Game
-from tl_audit.attribution.maps import blank_maps, from_elements, without_nonfinite
+from tl_audit.attribution.maps import finished, from_elements
 from tl_audit.attribution.methods.feature_ablation import ablate_parts
 from tl_audit.attribution.reference import reference_of
 from tl_audit.errors import ConfigError
@@ -105,23 +105,18 @@ class Occlusion:
         # (cells, G): a cell's mean over the windows that hide it, each drop spread over its window
         spread = places.hidden.T / places.hidden.sum(axis=0)[:, None] / places.area
         maps = np.stack([(spread @ v.mean(axis=1))[places.cells] for v in found.values]) if n else np.zeros((0, *shape))
-        elements, players = from_elements(torch.from_numpy(maps), inputs.players)
-        elements = without_nonfinite(elements)
         errors = None
         if found.drawn:
             errors = tuple(found.error(_pooled((spread @ v)[places.cells], inputs.players, i)) for i, v in enumerate(found.values))
-        return Attribution(
-            values=elements,
-            player_values=players,
-            targets=targets.index,
-            against=targets.against,
-            method=self.name,
-            inputs=inputs,
+        return finished(
+            self.name,
+            inputs,
+            targets,
+            run,
+            from_elements(torch.from_numpy(maps), inputs.players),
             signed=True,
-            seed=run.seed,
-            budget=-(-spent // max(n, 1)),
+            spent=spent,
             standard_error=errors,
-            blank=blank_maps(elements),
             params={
                 "reference": reference.name,
                 "output": self.output,

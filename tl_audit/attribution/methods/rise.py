@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from tl_audit.attribution.base import Attribution, Inputs, Run, Targets
-from tl_audit.attribution.convergence import rounds, settled
+from tl_audit.attribution.convergence import rounds, settled, unsettled
 from tl_audit.attribution.evaluation import Evaluator, Quantity, evaluating
 from tl_audit.attribution.game import Game
-from tl_audit.attribution.maps import blank_maps, from_elements, from_players, without_nonfinite
+from tl_audit.attribution.maps import finished, from_elements, from_players
 from tl_audit.attribution.reference import Reference, reference_of
 from tl_audit.errors import ConfigError
 from tl_audit.measures.sampling import generator
@@ -95,31 +95,18 @@ class RISE:
                     break
             spent, notes = evaluator.evaluations, evaluator.notes
             pooled = [masks.pooled(i, differences[i, : used[i]]) for i in range(n)]
-            elements, players = masks.maps([differences[i, : used[i]] for i in range(n)], [p[0] for p in pooled])
-        elements = without_nonfinite(elements)
+            maps = masks.maps([differences[i, : used[i]] for i in range(n)], [p[0] for p in pooled])
         caveats = sorted(notes)
         params = {"reference": reference.name, "output": self.output, "masks": int(2 * used.max(initial=0)), **evaluator.facts}
         if inputs.players.spatial:
             params["cells"] = self.cells
         if self.convergence is not None:
             params["convergence"] = self.convergence
-            if len(active):
-                caveats.append(f"{len(active)} of {n} sample(s) did not reach the convergence asked for within the budget: raise it")
-        return Attribution(
-            values=elements,
-            player_values=players,
-            targets=targets.index,
-            against=targets.against,
-            method=self.name,
-            inputs=inputs,
-            signed=True,
-            seed=run.seed,
-            budget=-(-spent // max(n, 1)),
+            caveats += unsettled(len(active), n)
+        return finished(
+            self.name, inputs, targets, run, maps, signed=True, spent=spent, params=params, caveats=caveats,
             standard_error=tuple(p[1] for p in pooled),
-            blank=blank_maps(elements),
-            params=params,
-            caveats=tuple(caveats),
-        )
+        )  # fmt: skip
 
 
 def _mean_and_error(terms: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -30,6 +30,7 @@ from tl_audit.checks.explanations.shared import (
     short_id,
     unavailable,
 )
+from tl_audit.checks.shift import LEAST_PER_DOMAIN
 from tl_audit.checks.wording import signed
 from tl_audit.errors import ModelError, NotEvaluated
 from tl_audit.evidence.base import Evidence
@@ -55,7 +56,6 @@ from tl_audit.subject import Subject
 
 REFERENCES = ("control:head", "previous", "base")
 """Models that may have the adapted model's classes, the best comparison first."""
-LEAST_PER_DOMAIN = 50
 SHOWN = 2
 METHODS_SHOWN = 2
 FEWEST = 5
