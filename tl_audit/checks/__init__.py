@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 FAMILIES = (
     "provenance",
     "compute",
+    "gradient_activity",
     "parity",
     "data",
     "leakage",
