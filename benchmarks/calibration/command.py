@@ -1,0 +1,56 @@
+"""`python -m benchmarks calibration`: run the simulations (or the audits) and write the table."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+
+from benchmarks.calibration import table
+from benchmarks.calibration.registry import SIMULATIONS, named
+from benchmarks.calibration.simulation import Result, Simulation, simulate
+
+
+def main(arguments: Sequence[str] = ()) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks calibration", description=__doc__)
+    parser.add_argument("--runs", type=int, help="at most so many runs a row; the stored table is then left alone")
+    parser.add_argument("--only", action="append", default=[], help="rows whose name or measure holds this text; may be repeated")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--first", type=int, default=0, help="number of the first run: other numbers are fresh draws; not stored")
+    chosen = parser.parse_args(arguments)
+    simulations = [s for s in SIMULATIONS if not chosen.only or any(text in s.name or text in s.of for text in chosen.only)]
+    if not simulations:
+        parser.error(f"no simulation holds {chosen.only[0]!r} in its name")
+    stored = chosen.runs is None and not chosen.first
+    order = [s.name for s in SIMULATIONS]
+    results: list[Result] = []
+    for rows, seconds in _simulated(simulations, chosen.runs, chosen.first, chosen.jobs):
+        results += rows
+        for one in rows:
+            print(
+                f"{seconds:7.1f} s  {one.verdict():12s} {' '.join(f'{rate:.3f}' for rate, _, _ in one.errors()):12s} {one.name}", flush=True
+            )
+        if stored:
+            table.save(table.merged(table.load()[1], rows, order))
+    results = table.merged([], results, order)
+    print(f"\n{table.summary(results)}\n\n{table.markdown(results)}")
+
+
+def _simulated(simulations: Sequence[Simulation], runs: int | None, first: int, jobs: int) -> Iterator[tuple[tuple[Result, ...], float]]:
+    if jobs == 1:
+        for simulation in simulations:
+            yield _one(simulation.name, runs, first)
+        return
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    with ProcessPoolExecutor(jobs) as pool:
+        for done in as_completed([pool.submit(_one, simulation.name, runs, first) for simulation in simulations]):
+            yield done.result()
+
+
+def _one(name: str, runs: int | None, first: int) -> tuple[tuple[Result, ...], float]:
+    simulation = named(name)
+    began = time.perf_counter()
+    rows = simulate(simulation, simulation.runs if runs is None else min(runs, simulation.runs), first)
+    return rows, time.perf_counter() - began
