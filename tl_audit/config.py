@@ -107,6 +107,10 @@ class DomainTable(Record):
     positive: str | None = None
     groups: Annotated[tuple[str | GroupTable, ...], BeforeValidator(_one_or_many)] = ()
     cluster: str | None = None
+    time: str | None = None
+    "column of dates or periods, for shift over time"
+    period: Literal["day", "month", "quarter", "year"] | None = None
+    site: str | None = None
     id: str | None = None
     numeric: Names | None = None
     categorical: Names | None = None
@@ -117,11 +121,10 @@ class DomainTable(Record):
     probabilities: Mapping[str, str] | None = None
     score: str | None = None
     threshold: float | None = None
-    time: str | None = None
 
     @model_validator(mode="after")
     def _data_is_named(self) -> DomainTable:
-        later = [k for k in ("predictions", "prediction", "probabilities", "score", "threshold", "time") if getattr(self, k) is not None]
+        later = [k for k in ("predictions", "prediction", "probabilities", "score", "threshold") if getattr(self, k) is not None]
         if later:
             raise ValueError(f"{later[0]}: audits from a predictions file come later; give path = and a model")
         if self.kind == "text":
@@ -538,7 +541,7 @@ def _domain(config: AuditConfig, table: DomainTable, role: str, classes: Sequenc
         options = {} if path.is_dir() else _fitting(path, inherited)
     except DataError as error:
         raise DataError(f"[{role}] {error}") from error
-    for name in ("label", "label_map", "positive", "cluster", "id", "numeric", "categorical", "drop", "na_values"):
+    for name in ("label", "label_map", "positive", "cluster", "time", "period", "site", "id", "numeric", "categorical", "drop", "na_values"):
         if getattr(table, name) is not None:
             options[name] = getattr(table, name)
     if table.metadata is not None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tl_audit.errors import DataError
 from tl_audit.modality.base import Cue, RawBatch, Regions, Samples
+from tl_audit.modality.periods import Periods
 from tl_audit.models.model import Model
 from tl_audit.records.adaptation import AdaptationRecord
 
@@ -51,6 +52,9 @@ class Domain:
     classes : class names in order; None: the sorted names found
     groups : name -> (N,) values, or a list of columns and ``{"column": "age", "bins": [45, 55]}``; None, NaN and "" become "(missing)", a group of its own
     cluster : (N,) ids of patient, site, document, or the name of a column; rows of one cluster are not independent
+    time : (N,) when each sample was taken, or the name of a column: ISO dates, numbers, or names of periods that sort
+    period : "day", "month", "quarter", "year": how long the periods are that dates fall in; None: the values of ``time`` are the periods
+    site : (N,) where each sample was taken, or the name of a column; missing ones are "(missing)", a site of its own
     kind : "image", "tabular", "tensor"; None: found from the data
     options : further reader options (metadata, label column, column roles, label_map, positive, caps; regions, masks, annotations): see ``modality.open_data``
 
@@ -68,13 +72,18 @@ class Domain:
         classes: Sequence[str] | None = None,
         groups: Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None = None,
         cluster: Sequence[Any] | NDArray[Any] | str | None = None,
+        time: Sequence[Any] | NDArray[Any] | str | None = None,
+        period: str | None = None,
+        site: Sequence[Any] | NDArray[Any] | str | None = None,
         kind: str | None = None,
         **options: Any,
     ) -> None:
         from tl_audit.modality import open_data
 
         try:
-            opened = open_data(data, kind=kind, labels=labels, classes=classes, groups=groups, cluster=cluster, **options)
+            opened = open_data(
+                data, kind=kind, labels=labels, classes=classes, groups=groups, cluster=cluster, time=time, period=period, site=site, **options
+            )
         except DataError as error:
             raise DataError(f"{name}: {error}") from error
         self.name = name
@@ -85,6 +94,10 @@ class Domain:
         self.groups: dict[str, NDArray[np.object_]] = dict(opened.groups or {})
         "column -> (N,) str, missing values are '(missing)'"
         self.cluster: NDArray[np.object_] | None = opened.cluster
+        self.periods: Periods | None = opened.periods
+        "the period of each row, None where no time was given"
+        self.site: NDArray[np.object_] | None = opened.site
+        "(N,) str, missing values are '(missing)'; None where no site was given"
         self.positive: str | None = opened.positive
         "positive class of binary tasks, None where not declared"
         self.notes: tuple[str, ...] = opened.notes
@@ -126,6 +139,8 @@ class Domain:
         part.classes, part.positive = self.classes, self.positive
         part.groups = {column: values[picked] for column, values in self.groups.items()}
         part.cluster = None if self.cluster is None else self.cluster[picked]
+        part.periods = None if self.periods is None else self.periods.take(picked)
+        part.site = None if self.site is None else self.site[picked]
         part.notes, part.skipped = self.notes, self.skipped
         part.regions = None if self.regions is None else self.regions.select(picked)
         return part

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_audit.attribution.base import Attribution
+from tl_audit.modality.periods import Periods
 from tl_audit.policy import Rules
 from tl_audit.subject import Subject
 
@@ -36,6 +37,8 @@ _OF_A_DOMAIN = {
     "labels": "labels of the {role} domain: class folders, or a label column in [{role}]",
     "groups": "groups of the {role} domain: groups = [...] in [{role}]",
     "cluster": "cluster ids of the {role} domain: cluster = ... in [{role}]",
+    "time": "times of the {role} domain: time = ... in [{role}]",
+    "site": "sites of the {role} domain: site = ... in [{role}]",
     "regions": "regions of the {role} domain: boxes in its metadata, masks = or annotations = in [{role}], Domain(regions=...) in Python",
 }
 
@@ -139,6 +142,14 @@ class Evidence(Protocol):
         ...
 
     def cluster(self, domain: str) -> NDArray[np.object_] | None: ...
+
+    def periods(self, domain: str) -> Periods | None:
+        """The period of each row, None where the domain has no times."""
+        ...
+
+    def site(self, domain: str) -> NDArray[np.object_] | None:
+        """(N,) site of each row, '(missing)' for missing ones; None where the domain has none."""
+        ...
 
     def regions(self, domain: str, rows: NDArray[np.int64], model: str = "adapted") -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """(B, H, W) what lies inside the region of these rows, at the size of the model's input, and (B,) which rows have one. NotEvaluated without regions."""

@@ -29,7 +29,8 @@ def input_key(evidence: StoredEvidence, declared: Mapping[str, Any]) -> str:
         role: [
             domain.name, domain.kind, evidence.collector.scan(role).content_key(), domain.classes, domain.positive, list(domain.notes),
             [list(entry) for entry in domain.skipped], _texts(domain.ids), _texts(domain.labels), _texts(domain.cluster),
-            {name: _texts(values) for name, values in domain.groups.items()},
+            {name: _texts(values) for name, values in domain.groups.items()}, _texts(domain.site),
+            None if domain.periods is None else [domain.periods.codes.tolist(), domain.periods.names, domain.periods.positions],
             sorted(evidence.collector.scan(role).errors().items()), None if domain.regions is None else domain.regions.content_key,
         ]
         for role, domain in subject.domains.items()

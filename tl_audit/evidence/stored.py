@@ -18,6 +18,7 @@ from tl_audit.evidence.base import FloatArray, missing_input, missing_model
 from tl_audit.evidence.passes import Collector, Progress, Stop, default_pairs, versions
 from tl_audit.evidence.store import OutputTable, Store, key_of
 from tl_audit.measures.sampling import bottom_k, stratified_k
+from tl_audit.modality.periods import Periods
 from tl_audit.models.model import Model
 from tl_audit.policy import Rules
 from tl_audit.records.preprocessing import InputSpec, spec_hash
@@ -151,6 +152,13 @@ class StoredEvidence:
 
     def cluster(self, domain: str) -> NDArray[np.object_] | None:
         found = self._domain(domain).cluster
+        return None if found is None else _read_only(found)
+
+    def periods(self, domain: str) -> Periods | None:
+        return self._domain(domain).periods
+
+    def site(self, domain: str) -> NDArray[np.object_] | None:
+        found = self._domain(domain).site
         return None if found is None else _read_only(found)
 
     def regions(self, domain: str, rows: NDArray[np.int64], model: str = "adapted") -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

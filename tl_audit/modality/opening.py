@@ -15,6 +15,7 @@ from tl_audit.modality.annotations import (
     Joined,
     Labels,
     clean_cluster,
+    clean_groups,
     column_values,
     join_metadata,
     key_column,
@@ -26,6 +27,7 @@ from tl_audit.modality.base import Caps, Modality, Regions, Samples
 from tl_audit.modality.cells import TABLE_SUFFIXES, Frame, frame_of, read_table
 from tl_audit.modality.image import IMAGE, SUFFIXES, ImageArrays, ImageFiles, list_images
 from tl_audit.modality.options import caps_of, require_known, suggest
+from tl_audit.modality.periods import Periods, periods_of
 from tl_audit.modality.region_files import BOXES, gathered, regions_of
 from tl_audit.modality.tabular import TABULAR, Roles, table_samples
 from tl_audit.modality.tensors import TENSOR, Tensors, TensorSamples
@@ -72,6 +74,8 @@ class Opened:
     notes: tuple[str, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
     regions: Regions | None = None
+    periods: Periods | None = None
+    site: NDArray[np.object_] | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,9 @@ def open_data(
     classes: Sequence[str] | None = None,
     groups: Any = None,  # Any: mapping of values, or list of column names and {column, bins}
     cluster: Any = None,  # Any: values, or a column name
+    time: Any = None,  # Any: values, or a column name
+    period: str | None = None,
+    site: Any = None,  # Any: values, or a column name
     **options: Any,
 ) -> Opened:
     """Open data of any kind. Nothing is decoded yet.
@@ -107,6 +114,8 @@ def open_data(
     labels : (N,) names, or positions in ``classes``; None: those of the data
     groups : {name: values}, or names of columns, or {column = "age", bins = [45, 55]}
     cluster : (N,) ids, or the name of a column
+    time, period : (N,) dates, numbers or periods, or the name of a column; "day", "month", "quarter" or "year" to gather dates
+    site : (N,) places, or the name of a column
     options : metadata (a CSV or Parquet file, or a DataFrame, joined on file name or id), label (column), id (column to join on, or row id), label_map,
         positive, caps {pixels, rows, bytes, bad_fraction}; of tables numeric, categorical, drop, na_values; of tensors names;
         of pictures regions, masks (a folder), annotations (COCO or Pascal VOC), and columns of boxes in the metadata (see ``modality.region_files``)
@@ -130,7 +139,7 @@ def open_data(
     elif kind == "image":
         source = _open_images(data, caps)
     elif kind == "tabular":
-        source = _open_table(data, given, cluster, caps)
+        source = _open_table(data, given, cluster, time, caps)
     else:
         source = _open_tensors(data, given, caps)
     samples = source.samples
@@ -180,6 +189,17 @@ def open_data(
         cluster_values = clean_cluster(cluster, n)
     if cluster_values is not None and (alone := int(sum(c is None for c in cluster_values))):
         notes.append(f"{alone} rows have no cluster id: each counts as a cluster of its own")
+    periods = None
+    if time is not None:
+        asked = f"time, column {time!r}," if isinstance(time, str) else "time"
+        periods = periods_of(column_values(frame, join, time, "the time") if isinstance(time, str) else time, n, period, asked)
+        if gone := int((periods.codes < 0).sum()):
+            notes.append(f"{gone} rows have no time: they belong to no period")
+    elif period is not None:
+        raise DataError(f"period = {period!r}, but no time was given: name its column with time =")
+    sites = None
+    if site is not None:
+        sites = clean_groups(column_values(frame, join, site, "the site") if isinstance(site, str) else site, n, "site")
     positive = given.get("positive")
     if positive is not None:
         positive = str(positive)
@@ -189,7 +209,10 @@ def open_data(
             raise DataError(
                 f"positive = {positive!r} is not among the classes{suggest(positive, found.classes)}: {', '.join(found.classes[:20])}"
             )
-    return Opened(samples, found.names, found.classes, group_values, cluster_values, positive, tuple(notes), tuple(skipped), regions)
+    return Opened(
+        samples, found.names, found.classes, group_values, cluster_values, positive, tuple(notes), tuple(skipped), regions,
+        periods=periods, site=sites,
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------- which kind
@@ -300,7 +323,7 @@ def _open_folder(root: Path, caps: Caps) -> _Source:
 # ---------------------------------------------------------------- tables, tensors, data sets
 
 
-def _open_table(data: Any, given: Mapping[str, Any], cluster: Any, caps: Caps) -> _Source:
+def _open_table(data: Any, given: Mapping[str, Any], cluster: Any, time: Any, caps: Caps) -> _Source:
     if isinstance(data, str | Path):
         frame = read_table(Path(data), caps)
     elif hasattr(data, "iloc"):
@@ -315,11 +338,18 @@ def _open_table(data: Any, given: Mapping[str, Any], cluster: Any, caps: Caps) -
         drop=tuple(given.get("drop", ())),
         id=given.get("id"),
         na_values=_na_values(given.get("na_values", ())),
-        aside=(cluster,) if isinstance(cluster, str) else (),
+        aside=(*((cluster,) if isinstance(cluster, str) else ()), *_dates_aside(frame, given, time)),
     )
     samples, notes = table_samples(frame, roles, caps)
     labels = None if label is None else frame.columns[label].as_texts(("", "nan", *(roles.na(label) - Roles().na(label))))
     return _Source(samples, labels=labels, frame=frame, notes=tuple(notes))
+
+
+def _dates_aside(frame: Frame, given: Mapping[str, Any], time: Any) -> tuple[str, ...]:
+    """The column of times where it is text and nobody lists it: a date is no feature. A year may be one, and stays."""
+    if not isinstance(time, str) or time not in frame.columns or time in (*(given.get("numeric") or ()), *(given.get("categorical") or ())):
+        return ()
+    return (time,) if frame.columns[time].as_numbers(Roles().na(time))[1] else ()
 
 
 def _na_values(given: Any) -> Any:
