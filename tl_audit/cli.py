@@ -482,12 +482,13 @@ def render(
 def checks(code: Annotated[str | None, typer.Argument(metavar="[CODE]", help="Explain one, e.g. TLA602.")] = None) -> int:
     """List the checks, or explain one: how it is measured, why it matters, how to reduce the risk."""
     from tl_audit.checks import BUILTIN
-    from tl_audit.policy import load_policy
+    from tl_audit.policy import load_policy, profiles_adding
     from tl_audit.policy.toml import did_you_mean
 
     if code is None:
         for check in sorted(BUILTIN, key=lambda c: c.code):
-            out(f"{check.code}  {check.section:12} {check.severity:8} {check.title}")
+            only = f" (profiles {', '.join(profiles_adding(check.code))})" if check.optional else ""
+            out(f"{check.code}  {check.section:12} {check.severity:8} {check.title}{only}")
         return 0
     wanted = next((c for c in BUILTIN if c.code == code.upper()), None)
     if wanted is None:
@@ -498,9 +499,14 @@ def checks(code: Annotated[str | None, typer.Argument(metavar="[CODE]", help="Ex
         if wanted.help.get(key):
             _wrapped(name, wanted.help[key])
     _wrapped("needs", ", ".join(wanted.needs) or "nothing but the subject")
-    for limit in load_policy("default").limits_of(wanted.code):
-        bounds = ", ".join(f"{level} {b.kind} {b.value:g}" for level, b in (("warn", limit.warn), ("fail", limit.fail)) if b is not None)
-        _wrapped("limit", f"{limit.metric}: {bounds} ({limit.origin}). {limit.rationale or ''}")
+    asking = profiles_adding(wanted.code) if wanted.optional else ("default",)
+    if wanted.optional:
+        _wrapped("runs", f"only where the policy asks for it (add_checks): profiles {', '.join(asking)}")
+    for profile in asking:
+        for limit in load_policy(profile).limits_of(wanted.code):
+            bounds = ", ".join(f"{level} {b.kind} {b.value:g}" for level, b in (("warn", limit.warn), ("fail", limit.fail)) if b is not None)
+            of = f"{profile}: " if wanted.optional else ""
+            _wrapped("limit", f"{of}{limit.metric}: {bounds} ({limit.origin}). {limit.rationale or ''}")
     return 0
 
 

@@ -647,10 +647,11 @@ class Job:
 def prepare(config: AuditConfig, say: Say = lambda text: None) -> Job:
     """Read policy, models and data of a configuration. Raises TLAuditError for whatever cannot be used."""
     from tl_audit.auditing import methods_for
+    from tl_audit.runner import asked_for
 
     table = config.table
     policy = policy_of(config)
-    checks = gather_checks(config)
+    checks = tuple(asked_for(gather_checks(config), policy, table.checks.select))
     subject = build_subject(config, say)
     methods = table.attribution.methods if table.attribution.methods is not None else methods_for(subject)
     return Job(config, subject, policy, checks, methods, policy.samples_allowed(table.report.samples), config.at(table.evidence.dir))

@@ -29,7 +29,7 @@ from tl_audit.evidence.passes import default_pairs
 from tl_audit.evidence.store import key_of
 from tl_audit.evidence.surroundings import Stopper, deterministic, environment, on_device, untouched_randomness
 from tl_audit.measures.multiplicity import benjamini_hochberg, holm
-from tl_audit.policy import Policy, gate, judge
+from tl_audit.policy import Policy, gate, judge, profiles_adding
 from tl_audit.policy.judge import family_of
 from tl_audit.records.findings import AuditResult, Finding
 from tl_audit.records.metrics import Measurement
@@ -74,7 +74,7 @@ def run(
 
     Parameters
     ----------
-    checks : None: the built-in ones
+    checks : None: the built-in ones; an optional one runs only where the policy asks for it, and stands in the record only then
     select, ignore : code prefixes; what is left out stands in the result as ``not_evaluated`` ("deselected")
     samples : off | redacted | on, lowered to the policy's ceiling
     methods, attribution_samples, budget : explainers, rows explained per domain (None: the policy's), model evaluations per row (None: 256)
@@ -91,7 +91,8 @@ def run(
     Interrupted : asked to stop once more while the partial record was being made; before that a partial result is returned
     RuntimeError : the record does not reconcile, which is our bug
     """
-    checks = _checked(_builtin() if checks is None else checks, select, ignore)
+    checks = asked_for(_builtin() if checks is None else checks, policy, select)
+    checks = _checked(checks, select, ignore)
     for method in methods:
         explainer(method)  # a mistyped name is said before anything is run
     facts = _plain(declared or {})
@@ -360,6 +361,19 @@ def pairs_of(checks: Sequence[Check], subject: Subject) -> tuple[tuple[str, str]
     words = {part for one in checks for need in one.needs for word in need.split("|") for part in (*word.split("@"), word.split(".")[0])}
     roles = words & set(ROLES)
     return tuple((key, role) for key, role in default_pairs(subject) if key in words and role in roles)
+
+
+def asked_for(checks: Sequence[Check], policy: Policy, select: Sequence[str] = ()) -> list[Check]:
+    """The checks without the optional ones that this policy does not ask for. ConfigError if ``select`` names one of those."""
+    for one in checks:
+        if one.optional and not policy.adds(one.code) and one.code in select:
+            known = profiles_adding(one.code)
+            where = f"the policy {' or '.join(known)}, or " if known else ""
+            raise ConfigError(
+                f"{one.code} runs only where the policy asks for it, and {policy.id} does not: use {where}"
+                f'a policy of your own with add_checks = ["{one.code}"] in [policy]'
+            )
+    return [one for one in checks if not one.optional or policy.adds(one.code)]
 
 
 def _checked(checks: Sequence[Check], select: Sequence[str], ignore: Sequence[str]) -> list[Check]:

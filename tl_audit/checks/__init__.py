@@ -28,6 +28,7 @@ FAMILIES = (
     "conditional_shift",
     "fairness",
     "group_gaps",
+    "selection_ratio",
     "cues",
     "explanations",
     "robustness",

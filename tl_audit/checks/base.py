@@ -84,6 +84,7 @@ class Check:
     version : raised when the numbers change; part of the cache key
     runs_models : may run a model itself (families 7 and 8, 608, ...)
     multiplicity : how the runner adjusts p_value inside the check: "holm" (per metric name and slice columns), "bh" (exploratory lists), "none"
+    optional : runs, and stands in the record, only where the policy asks for it (``add_checks``)
     """
 
     code: str
@@ -97,6 +98,7 @@ class Check:
     runs_models: bool = False
     multiplicity: Literal["holm", "bh", "none"] = "holm"
     after: tuple[str, ...] = ()
+    optional: bool = False
 
     def __call__(self, subject: Subject, evidence: Evidence, context: Context) -> Measurement:
         return self.function(subject, evidence, context)
@@ -164,6 +166,7 @@ def check(
     runs_models: bool = False,
     multiplicity: Literal["holm", "bh", "none"] = "holm",
     after: Sequence[str] = (),
+    optional: bool = False,
 ) -> Callable[[CheckFunction], Check]:
     """Make a check of a function ``(subject, evidence, context) -> Measurement``.
 
@@ -171,7 +174,7 @@ def check(
     """
 
     def wrap(function: CheckFunction) -> Check:
-        return Check(code, title, section, severity, function, tuple(needs), phase, version, runs_models, multiplicity, tuple(after))
+        return Check(code, title, section, severity, function, tuple(needs), phase, version, runs_models, multiplicity, tuple(after), optional)
 
     return wrap
 

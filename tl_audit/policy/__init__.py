@@ -23,6 +23,7 @@ from tl_audit.policy.limits import (
     lint,
     load_policy,
     profiles,
+    profiles_adding,
 )
 from tl_audit.policy.rules import Rules
 
@@ -44,4 +45,5 @@ __all__ = [
     "lint",
     "load_policy",
     "profiles",
+    "profiles_adding",
 ]

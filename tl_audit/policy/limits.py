@@ -180,6 +180,8 @@ class Policy(Record):
     require: tuple[str, ...] = ()
     "codes, prefixes or family:NAME; not_evaluated or info there counts as inconclusive for the gate"
     declare: tuple[DeclaredKey, ...] = ()
+    add_checks: tuple[str, ...] | None = None
+    "codes of the optional checks that this policy asks for; None: none of them"
     rules: Rules = Rules()
     stages: Mapping[str, Stage] = Field(default_factory=lambda: {"ci": Stage()})
     limits: tuple[Limit, ...] = ()
@@ -244,6 +246,10 @@ class Policy(Record):
             for wanted in self.require
         )
 
+    def adds(self, code: str) -> bool:
+        """Whether this policy asks for an optional check."""
+        return code in (self.add_checks or ())
+
     def samples_allowed(self, wanted: str) -> str:
         """``wanted`` (off | redacted | on), lowered to the policy's ceiling."""
         order = ("off", "redacted", "on")
@@ -285,6 +291,7 @@ class _Header(Record):
     samples: Literal["off", "redacted", "on"] | None = None
     require: tuple[str, ...] | None = None
     declare: tuple[DeclaredKey, ...] | None = None
+    add_checks: tuple[str, ...] | None = None
 
 
 class _LimitEntry(Record):
@@ -334,6 +341,11 @@ def profiles() -> tuple[str, ...]:
     """Names of the profiles that ship with the package."""
     folder = resources.files("tl_audit") / "profiles"
     return tuple(sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml")))
+
+
+def profiles_adding(code: str) -> tuple[str, ...]:
+    """The shipped profiles that ask for an optional check."""
+    return tuple(name for name in profiles() if load_policy(name).adds(code))
 
 
 def load_policy(name: str | Path = "default", stage: str | None = None) -> Policy:
@@ -465,6 +477,9 @@ def lint(
             say("note", f"{name}: point rule, interval ignored")
     if policy.rules.min_n < policy.rules.suppress_below:
         say("error", f"[rules] min_n = {policy.rules.min_n} is below suppress_below = {policy.rules.suppress_below}")
+    for code in policy.add_checks or ():
+        if known_checks and code not in known_checks:
+            say("error", f"add_checks: this installation has no check {code}{did_you_mean(code, known_checks)}")
     for waiver in policy.waivers:
         if not waiver.active(today):
             say("error", f"waiver on {waiver.check} expired on {waiver.expires}: it has no effect")
@@ -484,7 +499,7 @@ def lint(
 _UNIT = frozenset({"accuracy", "balanced_accuracy", "f1_macro", "auroc", "average_precision", "recall", "precision", "f1", "c2st_auc",
     "label_tvd", "ks", "tvd", "excluded_share", "group_unknown_share", "worst_class_recall", "attack_auc", "declared_present_share",
     "lineage_fields_present", "base_sha256_match", "adapted_sha256_match", "gate_passed", "completeness_bad_share",
-    "c2st_auc_class", "output_ks", "negative_flip_rate"})  # fmt: skip
+    "c2st_auc_class", "output_ks", "negative_flip_rate", "impact_ratio"})  # fmt: skip
 # Metrics whose values cannot leave [-1, 1].
 _SIGNED = frozenset({"accuracy_change", "gain_over_scratch", "gain_over_head", "gain_over_base", "majority_gain", "accuracy_gap", "tpr_gap",
     "fpr_gap", "selection_rate_gap", "recall_gap", "negative_flip_rate_gap", "generalisation_gap",

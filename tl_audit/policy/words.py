@@ -38,6 +38,7 @@ NAMES: dict[str, str] = {
     "introduced_shortfall": "shortfall of accuracy that the adaptation introduced",
     "inherited_shortfall": "shortfall of accuracy inherited from the base",
     "negative_flip_rate_gap": "gap in right answers lost",
+    "impact_ratio": "selection rate as a ratio of the most-selected category's",
     "overconfidence_gap": "gap in confidence beyond accuracy",
     "majority_gain": "gain over naming the commonest class",
     "leaked_exact": "samples that were also trained on",
