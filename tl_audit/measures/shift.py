@@ -5,6 +5,7 @@ The first domain is always the source, the second the target. With clusters, clu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,6 +32,7 @@ from tl_audit.measures.intervals import (
 from tl_audit.measures.permutation import RESAMPLES, Labellings, TestResult, domain_labellings, judge_labellings, resamples_for
 from tl_audit.measures.sampling import cluster_codes, generator, split_by_cluster
 
+MOST_FOR_BANDWIDTH = 2000
 BOOTSTRAP = 1000  # resamples of intervals that cost one matrix product with the kernel matrix
 _CHUNK = 4_000_000  # numbers held at once while labellings are walked through
 
@@ -79,13 +81,81 @@ def mmd(
     kernel, bandwidth = _kernel(np.concatenate([x, y]))
     if kernel is None:
         return replace(base, reason="all rows are equal: no distance to compare")
+    return _mmd_of_kernel(base, kernel, bandwidth, second, cluster, resamples, bootstrap, seed, alpha)
+
+
+def mmd_of_parts(
+    source: ArrayLike,
+    parts: Sequence[ArrayLike],
+    *,
+    cluster_source: ArrayLike | None = None,
+    cluster_parts: Sequence[ArrayLike] | None = None,
+    resamples: int = RESAMPLES,
+    bootstrap: int = BOOTSTRAP,
+    seed: int = 0,
+    alpha: float = 0.05,
+) -> tuple[Estimate, ...]:
+    """`mmd` of one source against each of several parts of a target, with one bandwidth for all and the source's own kernel computed once.
+
+    The bandwidth is the median over the source and all parts together (at most ``MOST_FOR_BANDWIDTH`` rows, evenly spaced), so that the
+    values of the parts are on one scale.
+
+    Parameters
+    ----------
+    source : (N, D)
+    parts : (M_k, D) each
+    cluster_source, cluster_parts : (N,), and (M_k,) for each part; an id that occurs in both is one cluster
+    """
+    x = finite_matrix(source, "source features")
+    sides = [_two_samples(x, part)[1] for part in parts]
+    pooled = np.concatenate([x, *sides])
+    if pooled.shape[0] > MOST_FOR_BANDWIDTH:
+        pooled = pooled[np.linspace(0, pooled.shape[0] - 1, MOST_FOR_BANDWIDTH).round().astype(np.int64)]
+    bandwidth = _kernel(pooled)[1]
+    inside = _gaussian(x, x, bandwidth) if bandwidth > 0 else None
+    n, found = x.shape[0], []
+    for k, y in enumerate(sides):
+        m = y.shape[0]
+        second = np.r_[np.zeros(n, dtype=np.bool_), np.ones(m, dtype=np.bool_)]
+        cluster = _both(cluster_source, None if cluster_parts is None else cluster_parts[k], n, m)
+        codes = cluster_codes(cluster, n + m)
+        units = (int(np.unique(codes[:n]).size), int(np.unique(codes[n:]).size))
+        details: dict[str, Any] = {"n_source": n, "n_target": m, "method": "centred_bootstrap"}
+        base = Estimate(None, n + m, null=0.0, clusters=None if cluster is None else min(units), details=details)
+        if min(units) < 2:
+            found.append(replace(base, reason=f"a domain has fewer than two {'rows' if cluster is None else 'clusters'}"))
+            continue
+        if inside is None:
+            found.append(replace(base, reason="all rows are equal: no distance to compare"))
+            continue
+        kernel = np.empty((n + m, n + m))
+        kernel[:n, :n] = inside
+        kernel[:n, n:] = _gaussian(x, y, bandwidth)
+        kernel[n:, :n] = kernel[:n, n:].T
+        kernel[n:, n:] = _gaussian(y, y, bandwidth)
+        found.append(_mmd_of_kernel(base, kernel, bandwidth, second, cluster, resamples, bootstrap, seed, alpha))
+    return tuple(found)
+
+
+def _mmd_of_kernel(
+    base: Estimate,
+    kernel: FloatArray,
+    bandwidth: float,
+    second: BoolArray,
+    cluster: np.ndarray[Any, Any] | None,  # Any: ids of any type
+    resamples: int,
+    bootstrap: int,
+    seed: int,
+    alpha: float,
+) -> Estimate:
+    codes = cluster_codes(cluster, second.size)
     cells = _Cells.of(kernel, second, codes)
     value = float(cells.mmd2(cells.second[None])[0])
     rng = generator(seed, "mmd")
     ladder, reason = centred_ladder(value, cells.v_statistic(), cells.resampled(bootstrap, rng))
     labellings = domain_labellings(second, cluster=cluster, resamples=resamples, seed=seed, alpha=alpha)
     test = _mmd_test(kernel, second, codes, cells, labellings)
-    details |= {"bandwidth": bandwidth, **_test_details(test, labellings)}
+    details = base.details | {"bandwidth": bandwidth, **_test_details(test, labellings)}
     return replace(base, value=value, ladder=ladder, reason=reason, p_value=test.p_value, details=details)
 
 
@@ -707,6 +777,20 @@ def _kernel(features: FloatArray) -> tuple[FloatArray | None, float]:
     distance /= -bandwidth
     np.exp(distance, out=distance)
     return distance, bandwidth
+
+
+def _gaussian(x: FloatArray, y: FloatArray, bandwidth: float) -> FloatArray:
+    """exp(-d²/bandwidth) between the rows of x and y, (N, M); exactly 1 between a row and itself."""
+    centre = x.mean(axis=0)
+    a, b = x - centre, y - centre
+    distance = -2.0 * (a @ b.T)
+    distance += np.einsum("ij,ij->i", a, a)[:, None]
+    distance += np.einsum("ij,ij->i", b, b)[None, :]
+    np.maximum(distance, 0.0, out=distance)
+    if x is y:
+        np.fill_diagonal(distance, 0.0)
+    distance /= -bandwidth
+    return np.asarray(np.exp(distance, out=distance), dtype=np.float64)
 
 
 def _logistic_scores(train: FloatArray, second: BoolArray, held: FloatArray) -> FloatArray:

@@ -191,7 +191,7 @@ def open_data(
         notes.append(f"{alone} rows have no cluster id: each counts as a cluster of its own")
     periods = None
     if time is not None:
-        asked = f"time, column {time!r}," if isinstance(time, str) else "time"
+        asked = f"the time column {time!r}" if isinstance(time, str) else "time"
         periods = periods_of(column_values(frame, join, time, "the time") if isinstance(time, str) else time, n, period, asked)
         if gone := int((periods.codes < 0).sum()):
             notes.append(f"{gone} rows have no time: they belong to no period")
