@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from benchmarks.calibration import of_intervals
+from benchmarks.calibration import of_classifiers, of_groups, of_intervals, of_representations, of_shift, of_tests
 from benchmarks.calibration.simulation import Simulation
 
-SIMULATIONS: tuple[Simulation, ...] = (*of_intervals.SIMULATIONS,)
+SIMULATIONS: tuple[Simulation, ...] = (
+    *of_intervals.SIMULATIONS,
+    *of_tests.SIMULATIONS,
+    *of_shift.SIMULATIONS,
+    *of_classifiers.SIMULATIONS,
+    *of_groups.SIMULATIONS,
+    *of_representations.SIMULATIONS,
+)
 
 
 def named(name: str) -> Simulation:
