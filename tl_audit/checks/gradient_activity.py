@@ -184,7 +184,7 @@ def _sentence(found: Mapping[str, Estimate], key: str, rows: Sequence[LadderRow]
     strongest = max(known, key=lambda layer: (known[layer], layer))
     states = {row.layer: row.state for row in rows}
     who = "the adapted model" if key == "adapted" else "the head-only control"
-    text = f"In {who} the target task pulls most on {strongest} (gradient {known[strongest]:.2g} of the weights' norm)"
+    text = f"In {who} the target task pulls most on {strongest} (its gradient has {known[strongest]:.2g} times the norm of its weights)"
     state = states.get(strongest, "unknown")
     text += "." if state == "unknown" else f", which was {state}."
     frozen = {layer: value for layer, value in known.items() if states.get(layer) == "frozen"}

@@ -648,6 +648,45 @@ def _lead(exhibit: Exhibit) -> str:
     return {"before-after": "before", "controls": "controls"}.get(exhibit.id, "")
 
 
+def _with_one_ladder(findings: Sequence[Finding]) -> list[Finding]:
+    """The findings with their layer ladders joined into one, in the last of them: gradient, weights and features of a layer in one row."""
+    held = [(f, e) for f in findings if f.measurement is not None for e in f.measurement.exhibits if isinstance(e, Ladder)]
+    if len(held) < 2:
+        return list(findings)
+    last, drawn = held[-1]
+    rows = {row.layer: row for row in drawn.rows}
+    for _, ladder in held[:-1]:
+        for row in ladder.rows:
+            known = rows.get(row.layer)
+            if known is None:
+                rows[row.layer] = row
+                continue
+            own = known.model_dump()
+            rows[row.layer] = known.model_copy(update={key: v for key, v in row if own[key] is None and v is not None})
+    order = dict.fromkeys(row.layer for ladder in sorted((e for _, e in held), key=lambda e: -len(e.rows)) for row in ladder.rows)
+    joined = drawn.model_copy(
+        update={
+            "rows": tuple(rows[layer] for layer in order),
+            "title": " ".join(dict.fromkeys(e.title if e.title.endswith(".") else f"{e.title}." for _, e in held)),
+            "alt": " ".join(dict.fromkeys(e.alt if e.alt.endswith(".") else f"{e.alt}." for _, e in held)),
+            "how_to_read": "One row per layer, input on top: how strongly the target task pulls at its weights, how far they moved, "
+            "and how far what it computes did.",
+            "caption": " ".join(f"{f.code}: {e.caption}" for f, e in held),
+        }
+    )
+    out = []
+    for finding in findings:
+        if finding.measurement is not None and any(finding is f for f, _ in held):
+            kept = tuple(
+                joined if e is drawn else e
+                for e in finding.measurement.exhibits
+                if not isinstance(e, Ladder) or (finding is last and e is drawn)
+            )
+            finding = finding.model_copy(update={"measurement": finding.measurement.model_copy(update={"exhibits": kept})})
+        out.append(finding)
+    return out
+
+
 # ---- the page -----------------------------------------------------------------------------------------------------------------------------
 
 
@@ -1058,7 +1097,7 @@ def build(result: AuditResult, *, record_hash: str, report_hash: str, pictures: 
     """The views of a record, in the order in which the page prints them."""
     ids, pictures = Counters(), pictures if pictures is not None else Pictures()
     source = f"policy {result.policy.id} v{result.policy.version}"
-    ordered = sorted(enumerate(result.findings), key=lambda item: (letter_of(item[1]), item[1].code, item[0]))
+    ordered = sorted(enumerate(_with_one_ladder(result.findings)), key=lambda item: (letter_of(item[1]), item[1].code, item[0]))
     pictures.share_out([x for _, f in ordered if f.measurement for x in f.measurement.exhibits if isinstance(x, ImageGrid)])
     views = tuple(finding_view(f, ids, pictures, source=source) for _, f in ordered)
     sections = []
