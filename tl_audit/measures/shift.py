@@ -5,7 +5,7 @@ The first domain is always the source, the second the target. With clusters, clu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,17 @@ from scipy import stats
 
 from tl_audit.errors import DataError
 from tl_audit.measures.arrays import class_vector, finite_matrix, finite_vector, is_missing, same_length, truth_vector
+from tl_audit.measures.distributions import (
+    MANY_ROWS,
+    Chance,
+    Merged,
+    ks_by_chance,
+    largest_gaps,
+    merge,
+    sorted_deciles,
+    sorted_quantiles,
+    tvd_by_chance,
+)
 from tl_audit.measures.estimate import BoolArray, Estimate, FloatArray, IntArray
 from tl_audit.measures.intervals import (
     auc,
@@ -27,7 +38,6 @@ from tl_audit.measures.intervals import (
     rate_difference,
     resampled_counts,
     resampled_sums,
-    sums_by,
 )
 from tl_audit.measures.permutation import RESAMPLES, Labellings, TestResult, domain_labellings, judge_labellings, resamples_for
 from tl_audit.measures.sampling import cluster_codes, generator, split_by_cluster
@@ -470,7 +480,8 @@ def tvd_shift(
     """Total variation distance of two sets of categories, ½Σ|p - q| (0–1, lower is better), tested by permutation [P1].
 
     ``null`` is its mean under permutation. No interval (rule B). ``details``: ``null_high``, the 1 - alpha/tests quantile under
-    permutation, and ``within_null``: the value does not exceed it, and it does not exceed 0.20.
+    permutation, and ``within_null``: the value does not exceed it, and it does not exceed 0.20. Above `MANY_ROWS` independent rows the
+    counts of the labellings are drawn in place of the labellings: the same law.
 
     Parameters
     ----------
@@ -478,14 +489,25 @@ def tvd_shift(
     tests : tests in the family; resamples are raised so that Holm can reject
     """
     a, b = class_vector(source, classes, "source"), class_vector(target, classes, "target")
+    first, second = (np.bincount(side, minlength=classes).astype(np.float64)[None] for side in (a, b))
+    value = float(_tvd(second, first)[0]) if a.size and b.size else None
+    level, draws = alpha / max(tests, 1), resamples_for(tests, alpha, resamples)
+    if value is not None and _many_rows(a, b, cluster_source, cluster_target):
+        return _by_law(value, a.size, b.size, tvd_by_chance(first[0], second[0], alpha=level, resamples=draws, seed=seed))
 
-    def statistic(labellings: Labellings, pooled: FloatArray, labels: FloatArray) -> FloatArray:
-        counts = sums_by(labellings.unit, np.eye(classes)[pooled.astype(np.int64)])
-        return _tvd(labels @ counts, (1 - labels) @ counts)
+    def statistic(labellings: Labellings, pooled: FloatArray) -> Callable[[BoolArray], FloatArray]:
+        cell = labellings.unit * classes + pooled.astype(np.int64)
+        counts = np.bincount(cell, minlength=labellings.observed.size * classes).reshape(-1, classes).astype(np.float64)
 
-    return _two_sample_test(
-        a.astype(np.float64), b.astype(np.float64), statistic, cluster_source, cluster_target, tests, alpha, resamples, seed
-    )
+        def distances(labels: BoolArray) -> FloatArray:
+            step = max(1, _CHUNK // counts.shape[0])
+            second = [labels[start : start + step].astype(np.float64) @ counts for start in range(0, labels.shape[0], step)]
+            return _tvd(np.concatenate(second), counts.sum(axis=0) - np.concatenate(second))
+
+        return distances
+
+    codes = _joint_codes(cluster_source, cluster_target, a.size, b.size)
+    return _two_sample_test(a.astype(np.float64), b.astype(np.float64), value, statistic, codes, tests, alpha, resamples, seed, _Redraws())
 
 
 def ks_shift(
@@ -501,14 +523,13 @@ def ks_shift(
 ) -> Estimate:
     """Kolmogorov-Smirnov distance of two samples, the largest gap of their distribution functions (0–1, lower is better).
 
-    Test, null and details as in `tvd_shift`; exact under ties and clusters, since it permutes.
+    Test, null and details as in `tvd_shift`; exact under ties and clusters, since it permutes. Above `MANY_ROWS` independent rows
+    p and null come from the law of the permuted distance (``method`` in details).
     """
     a, b = finite_vector(source, "source"), finite_vector(target, "target")
-
-    def statistic(labellings: Labellings, pooled: FloatArray, labels: FloatArray) -> FloatArray:
-        return _distribution_gaps(pooled, labellings.unit, labels)[0]
-
-    return _two_sample_test(a, b, statistic, cluster_source, cluster_target, tests, alpha, resamples, seed)
+    merged = merge(a, b) if a.size and b.size else None
+    codes = _joint_codes(cluster_source, cluster_target, a.size, b.size)
+    return _ks(a, b, merged, codes, tests, alpha, resamples, seed, _Redraws())
 
 
 # ---------------------------------------------------------------- plain properties of the inputs
@@ -560,15 +581,41 @@ def property_shift(
     a, b = np.asarray(source), np.asarray(target)
     if a.ndim != 1 or b.ndim != 1:
         raise DataError(f"a property has shapes {a.shape} and {b.shape}: expected one value per row")
-    keep_a, keep_b = ~_missing_mask(a, categorical), ~_missing_mask(b, categorical)
-    missing = (int((~keep_a).sum()), int((~keep_b).sum()))
-    clusters = {
-        "cluster_source": None if cluster_source is None else np.asarray(cluster_source)[keep_a],
-        "cluster_target": None if cluster_target is None else np.asarray(cluster_target)[keep_b],
-    }
-    if categorical:
-        return _categorical_shift(a[keep_a], b[keep_b], clusters, missing, tests, alpha, resamples, seed)
-    return _numeric_shift(a[keep_a], b[keep_b], clusters, missing, tests, alpha, resamples, seed)
+    codes = _joint_codes(cluster_source, cluster_target, a.size, b.size)
+    return _property_shift(a, b, categorical, codes, tests, alpha, resamples, seed, _Redraws())
+
+
+def property_shifts(
+    columns: Iterable[tuple[str, ArrayLike, ArrayLike, bool]],
+    *,
+    cluster_source: ArrayLike | None = None,
+    cluster_target: ArrayLike | None = None,
+    tests: int,
+    alpha: float = 0.05,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Iterator[tuple[str, PropertyShift]]:
+    """`property_shift` of one column after the other, as they come: memory holds one column, and labellings are drawn once for all.
+
+    The numbers are those of `property_shift` on each column.
+
+    Parameters
+    ----------
+    columns : (name, source values, target values, categorical), all with the same rows; a generator is read lazily
+    tests : number of columns, known beforehand
+    """
+    redraws, known = _Redraws(), None
+    codes: tuple[IntArray, IntArray] | None = None
+    for name, source, target, categorical in columns:
+        a, b = np.asarray(source), np.asarray(target)
+        if a.ndim != 1 or b.ndim != 1:
+            raise DataError(f"{name!r} has shapes {a.shape} and {b.shape}: expected one value per row")
+        if known is None:
+            known = (a.size, b.size)
+            codes = _joint_codes(cluster_source, cluster_target, a.size, b.size)
+        elif known != (a.size, b.size):
+            raise DataError(f"{name!r} has {a.size} and {b.size} rows, the columns before {known[0]} and {known[1]}")
+        yield name, _property_shift(a, b, categorical, codes, tests, alpha, resamples, seed, redraws)
 
 
 # ---------------------------------------------------------------- what the shift costs
@@ -817,59 +864,93 @@ def _logistic_scores(train: FloatArray, second: BoolArray, held: FloatArray) -> 
 # ---------------------------------------------------------------- inside: one-dimensional tests
 
 
-def _two_sample_test(
+class _Redraws:
+    """Labellings that columns of the same rows share: drawn once, the last two kinds are kept."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[object, ...], Labellings] = {}
+
+    def of(self, second: BoolArray, codes: IntArray | None, resamples: int, seed: int, alpha: float) -> Labellings:
+        key = (second.tobytes(), None if codes is None else codes.tobytes(), resamples, seed, alpha)
+        if key not in self._kept:
+            while len(self._kept) > 1:
+                del self._kept[next(iter(self._kept))]
+            self._kept[key] = domain_labellings(second, cluster=codes, resamples=resamples, seed=seed, alpha=alpha)
+        return self._kept[key]
+
+
+Codes = tuple[IntArray, IntArray] | None
+"""Clusters of the rows of both samples, numbered together; None where rows are the units."""
+
+
+def _ks(
     a: FloatArray,
     b: FloatArray,
-    statistic: Any,  # Any: (Labellings, pooled values, labels (B, U)) -> (B,), a local function
-    cluster_source: ArrayLike | None,
-    cluster_target: ArrayLike | None,
+    merged: Merged | None,
+    codes: Codes,
     tests: int,
     alpha: float,
     resamples: int,
     seed: int,
+    redraws: _Redraws,
+) -> Estimate:
+    if merged is not None and _many_rows(a, b, codes):
+        draws = resamples_for(tests, alpha, resamples)
+        return _by_law(merged.ks, a.size, b.size, ks_by_chance(merged, alpha=alpha / max(tests, 1), resamples=draws, seed=seed))
+
+    def statistic(labellings: Labellings, pooled: FloatArray) -> Callable[[BoolArray], FloatArray]:
+        return lambda labels: largest_gaps(pooled, labellings.unit, labels)
+
+    return _two_sample_test(a, b, None if merged is None else merged.ks, statistic, codes, tests, alpha, resamples, seed, redraws)
+
+
+def _many_rows(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any], *clusters: object) -> bool:  # Any: samples of any type
+    """Whether a test of independent rows goes by its law: labellings of so many rows cost minutes and change no digit that is printed."""
+    return a.size + b.size > MANY_ROWS and all(one is None for one in clusters)
+
+
+def _by_law(value: float, n: int, m: int, chance: Chance) -> Estimate:
+    details = {
+        "n_source": n,
+        "n_target": m,
+        "method": chance.method,
+        "assignments": 10**12,  # at least: see _counts
+        "dropped_clusters": 0,
+        "paired": False,
+        "null_high": chance.high,
+        "within_null": bool(value <= chance.high + 1e-12 and chance.high <= 0.20),
+    }
+    return Estimate(value, n + m, null=chance.mean, p_value=chance.p_value, details=details)
+
+
+def _two_sample_test(
+    a: FloatArray,
+    b: FloatArray,
+    value: float | None,
+    statistic: Callable[[Labellings, FloatArray], Callable[[BoolArray], FloatArray]],
+    codes: Codes,
+    tests: int,
+    alpha: float,
+    resamples: int,
+    seed: int,
+    redraws: _Redraws,
 ) -> Estimate:
     n, m = a.size, b.size
-    cluster = _both(cluster_source, cluster_target, n, m)
     details: dict[str, Any] = {"n_source": n, "n_target": m}
-    codes = cluster_codes(cluster, n + m)
-    clusters = None if cluster is None else int(min(np.unique(codes[:n]).size, np.unique(codes[n:]).size))
-    if n == 0 or m == 0:
+    clusters = None if codes is None else int(min(np.unique(codes[0]).size, np.unique(codes[1]).size))
+    if value is None:
         return Estimate(None, n + m, "no rows in one domain", clusters=clusters, details=details)
-    pooled = np.r_[a, b]
     second = np.r_[np.zeros(n, dtype=np.bool_), np.ones(m, dtype=np.bool_)]
-    everything = Labellings(
-        np.ones(n + m, dtype=np.bool_), np.arange(n + m), second, np.zeros((0, 0), dtype=np.bool_), 1, True, 0, False, (n, m), None
-    )
-    value = float(statistic(everything, pooled, second[None].astype(np.float64))[0])
-    labellings = domain_labellings(second, cluster=cluster, resamples=resamples_for(tests, alpha, resamples), seed=seed, alpha=alpha)
+    units = None if codes is None else np.concatenate(codes)
+    labellings = redraws.of(second, units, resamples_for(tests, alpha, resamples), seed, alpha)
     if labellings.reason:
         return Estimate(value, n + m, clusters=clusters, details=details | {"p_reason": labellings.reason, **_counts(labellings)})
-    kept = pooled[labellings.kept]
-    null = labellings.values(lambda labels: statistic(labellings, kept, labels))
-    observed = float(statistic(labellings, kept, labellings.observed[None].astype(np.float64))[0])
-    test = judge_labellings(observed, null, labellings)
+    distances = statistic(labellings, np.r_[a, b][labellings.kept])
+    null = distances(labellings.labels)
+    test = judge_labellings(float(distances(labellings.observed[None])[0]), null, labellings)
     high = test.null_quantile(1 - alpha / max(tests, 1)) or 0.0
     details |= _test_details(test, labellings) | {"null_high": high, "within_null": bool(value <= high + 1e-12 and high <= 0.20)}
     return Estimate(value, n + m, clusters=clusters, null=float(null.mean()), p_value=test.p_value, details=details)
-
-
-def _distribution_gaps(pooled: FloatArray, unit: IntArray, labels: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """KS and W1 distance between the two sides of each labelling (B, U), from one sort."""
-    order = np.argsort(pooled, kind="stable")
-    ordered = pooled[order]
-    ends = np.flatnonzero(np.r_[ordered[1:] != ordered[:-1], True])
-    widths = np.diff(ordered[ends])
-    units = unit[order]
-    everything = np.arange(1, ordered.size + 1)[ends]
-    ks, w1 = np.empty(labels.shape[0]), np.empty(labels.shape[0])
-    step = max(1, _CHUNK // max(1, ordered.size))
-    for start in range(0, labels.shape[0], step):
-        second = np.cumsum(labels[start : start + step][:, units], axis=1)[:, ends]
-        first = everything - second
-        gap = np.abs(second / second[:, -1:] - first / first[:, -1:])
-        ks[start : start + step] = gap.max(axis=1)
-        w1[start : start + step] = gap[:, :-1] @ widths
-    return ks, w1
 
 
 def _tvd(second: FloatArray, first: FloatArray) -> FloatArray:
@@ -877,56 +958,81 @@ def _tvd(second: FloatArray, first: FloatArray) -> FloatArray:
     return np.asarray(0.5 * np.abs(gap).sum(axis=1), dtype=np.float64)
 
 
+def _property_shift(
+    a: np.ndarray[Any, Any],  # Any: values of any type
+    b: np.ndarray[Any, Any],
+    categorical: bool,
+    codes: Codes,
+    tests: int,
+    alpha: float,
+    resamples: int,
+    seed: int,
+    redraws: _Redraws,
+) -> PropertyShift:
+    keep_a, keep_b = ~_missing_mask(a, categorical), ~_missing_mask(b, categorical)
+    missing = (int((~keep_a).sum()), int((~keep_b).sum()))
+    if any(missing):
+        a, b = a[keep_a], b[keep_b]
+        codes = None if codes is None else (codes[0][keep_a], codes[1][keep_b])
+    which = _categorical_shift if categorical else _numeric_shift
+    return which(a, b, codes, missing, tests, alpha, resamples, seed, redraws)
+
+
 def _numeric_shift(
     a: np.ndarray[Any, Any],  # Any: any real dtype
     b: np.ndarray[Any, Any],
-    clusters: dict[str, Any],
+    codes: Codes,
     missing: tuple[int, int],
     tests: int,
     alpha: float,
     resamples: int,
     seed: int,
+    redraws: _Redraws,
 ) -> PropertyShift:
     x, y = finite_vector(a, "source property"), finite_vector(b, "target property")
-    distance = ks_shift(x, y, tests=tests, alpha=alpha, resamples=resamples, seed=seed, **clusters)
     n, m = x.size, y.size
+    merged = merge(a, b) if n and m else None
+    distance = _ks(x, y, merged, codes, tests, alpha, resamples, seed, redraws)
     details: dict[str, Any] = {"n_source": n, "n_target": m}
-    if n == 0 or m == 0:
+    if merged is None:
         gone = Estimate(None, n + m, "no values in one domain", details=details)
         return PropertyShift("numeric", distance, None, gone, gone, None, missing)
-    state = _state(x.min() == x.max(), y.min() == y.max(), bool(x[0] == y[0]))
-    low, high = np.quantile(x, [0.25, 0.75])
+    first, second = merged.first, merged.second
+    state = _state(bool(first[0] == first[-1]), bool(second[0] == second[-1]), bool(first[0] == second[0]))
+    low, high = sorted_quantiles(first, np.array([0.25, 0.75]))
     if high > low:
-        wasserstein = Estimate(float(stats.wasserstein_distance(x, y) / (high - low)), n + m, clusters=distance.clusters, details=details)
+        wasserstein = Estimate(float(merged.ks_and_w1[1] / (high - low)), n + m, clusters=distance.clusters, details=details)
     else:
         wasserstein = Estimate(None, n + m, "the source has no interquartile range", clusters=distance.clusters, details=details)
-    return PropertyShift("numeric", distance, state, wasserstein, _psi(x, y, clusters, seed), None, missing)
+    return PropertyShift("numeric", distance, state, wasserstein, _psi(x, y, merged, codes, seed, redraws), None, missing)
 
 
-def _psi(x: FloatArray, y: FloatArray, clusters: dict[str, Any], seed: int) -> Estimate:
+def _psi(x: FloatArray, y: FloatArray, merged: Merged, codes: Codes, seed: int, redraws: _Redraws) -> Estimate:
     """Population stability index over source deciles; with clusters its null comes from permutation."""
     n, m = x.size, y.size
-    edges = np.unique(np.quantile(x, np.arange(1, 10) / 10, method="inverted_cdf"))
-    edges = edges[edges < x.max()]
+    edges = np.unique(sorted_deciles(merged.first))
+    edges = edges[edges < merged.first[-1]]
     bins = edges.size + 1
     details: dict[str, Any] = {"n_source": n, "n_target": m, "bins": bins}
     if bins == 1:
         return Estimate(None, n + m, "the source has one value only: no bins", details=details)
-    first = np.bincount(np.searchsorted(edges, x), minlength=bins).astype(np.float64)
-    second = np.bincount(np.searchsorted(edges, y), minlength=bins).astype(np.float64)
+    # rows up to each edge, from the sorted samples
+    first, second = (
+        np.diff(np.searchsorted(side, edges, side="right"), prepend=0, append=side.size).astype(np.float64)
+        for side in (merged.first, merged.second)
+    )
     value = float(_stability(first[None], second[None])[0])
-    cluster = _both(clusters["cluster_source"], clusters["cluster_target"], n, m)
-    if cluster is None:
+    if codes is None:
         scale = 1 / n + 1 / m
         details["null_high"] = float(stats.chi2.ppf(0.95, bins - 1) * scale)
         return Estimate(value, n + m, null=(bins - 1) * scale, details=details)
     side = np.r_[np.zeros(n, dtype=np.bool_), np.ones(m, dtype=np.bool_)]
-    labellings = domain_labellings(side, cluster=cluster, seed=seed)
+    labellings = redraws.of(side, np.concatenate(codes), RESAMPLES, seed, 0.05)
     units = min(labellings.clusters)
     if labellings.reason:
         return Estimate(value, n + m, clusters=units, details=details | {"p_reason": labellings.reason})
-    cell = np.eye(bins)[np.searchsorted(edges, np.r_[x, y][labellings.kept])]
-    counts = sums_by(labellings.unit, cell)
+    cell = labellings.unit * bins + np.searchsorted(edges, np.r_[x, y][labellings.kept])
+    counts = np.bincount(cell, minlength=labellings.observed.size * bins).reshape(-1, bins).astype(np.float64)
     null = labellings.values(lambda labels: _stability((1 - labels) @ counts, labels @ counts))
     details["null_high"] = float(np.quantile(null, 0.95))
     return Estimate(value, n + m, clusters=units, null=float(null.mean()), details=details)
@@ -941,20 +1047,25 @@ def _stability(first: FloatArray, second: FloatArray) -> FloatArray:
 def _categorical_shift(
     a: np.ndarray[Any, Any],  # Any: categories of any type
     b: np.ndarray[Any, Any],
-    clusters: dict[str, Any],
+    codes: Codes,
     missing: tuple[int, int],
     tests: int,
     alpha: float,
     resamples: int,
     seed: int,
+    redraws: _Redraws,
 ) -> PropertyShift:
     x, y = [str(value) for value in a.tolist()], [str(value) for value in b.tolist()]
     names = {name: code for code, name in enumerate(sorted(set(x) | set(y)))}
     first = np.array([names[value] for value in x], dtype=np.int64)
     second = np.array([names[value] for value in y], dtype=np.int64)
-    distance = tvd_shift(first, second, classes=max(1, len(names)), tests=tests, alpha=alpha, resamples=resamples, seed=seed, **clusters)
-    known = np.isin(second, first)
-    unseen = rate(~known, cluster=clusters["cluster_target"])
+    own, other = (None, None) if codes is None else codes
+    distance = tvd_shift(
+        first, second, classes=max(1, len(names)), tests=tests, alpha=alpha, resamples=resamples, seed=seed,
+        cluster_source=own, cluster_target=other,
+    )  # fmt: skip
+    occurs = np.bincount(first, minlength=max(1, len(names))) > 0
+    unseen = rate(~occurs[second], cluster=other)
     state = _state(len(set(x)) == 1, len(set(y)) == 1, bool(x and y and x[0] == y[0])) if x and y else None
     return PropertyShift("categorical", distance, state, None, None, unseen, missing)
 
@@ -1001,6 +1112,15 @@ def _both(source: ArrayLike | None, target: ArrayLike | None, n: int, m: int) ->
     if a.dtype.kind != b.dtype.kind:
         a, b = a.astype(object), b.astype(object)
     return np.concatenate([a, b])
+
+
+def _joint_codes(source: ArrayLike | None, target: ArrayLike | None, n: int, m: int) -> Codes:
+    """Cluster numbers of both samples, in the order of the sorted ids; None where neither has ids."""
+    cluster = _both(source, target, n, m)
+    if cluster is None:
+        return None
+    codes = cluster_codes(cluster, n + m)
+    return codes[:n], codes[n:]
 
 
 def _counts(labellings: Labellings) -> dict[str, Any]:
