@@ -26,6 +26,7 @@ FAMILIES = (
     "forgetting",
     "shift",
     "conditional_shift",
+    "shift_over_time",
     "fairness",
     "group_gaps",
     "selection_ratio",
