@@ -249,7 +249,7 @@ def test_the_default_pairs_are_those_of_the_design() -> None:
 
     assert set(default_pairs(full())) == {
         ("adapted", "target"), ("adapted", "source"), ("adapted", "train"),
-        ("base", "target"), ("base", "source"), ("control:head", "target"),
+        ("base", "target"), ("base", "source"), ("base", "train"), ("control:head", "target"),
     }  # fmt: skip
 
 

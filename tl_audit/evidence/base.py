@@ -133,6 +133,14 @@ class Evidence(Protocol):
         """Input properties by name: (N,) float64 (NaN unreadable) or object (None unreadable) arrays."""
         ...
 
+    def sketches(self, domain: str) -> NDArray[np.uint8] | None:
+        """(N, 16, 16) grey sketches of pictures, 0 where unreadable; None where the samples are no pictures."""
+        ...
+
+    def cells(self, domain: str) -> dict[str, NDArray[Any]] | None:
+        """The columns of rows, as in ``properties``; None where the samples are no rows."""
+        ...
+
     def facts(self, domain: str) -> Mapping[str, Any]:
         """Whole-domain facts of the reader: exif_rotated (count), nonfinite_inputs (row numbers), sha256 (fingerprint)."""
         ...

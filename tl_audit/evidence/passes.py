@@ -35,8 +35,9 @@ REPEAT_TOLERANCE = 1e-4
 
 
 def default_pairs(subject: Subject) -> tuple[tuple[str, str], ...]:
-    """(model key, domain role) pairs that an audit looks at: adapted everywhere but outside sets, base on target and source, the others on target."""
-    roles = {"adapted": ("target", "source", "train", "validation"), "base": ("target", "source")}
+    """(model key, domain role) pairs that an audit looks at: adapted and base everywhere but outside sets, the others on target."""
+    everywhere = ("target", "source", "train", "validation")
+    roles = {"adapted": everywhere, "base": everywhere}
     return tuple((key, role) for key in subject.models for role in roles.get(key, ("target",)) if subject.domain(role) is not None)
 
 

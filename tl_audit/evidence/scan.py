@@ -30,6 +30,7 @@ class BlockScan:
     properties : name -> array of the block's length
     exif_rotated : samples turned by their EXIF tag
     nonfinite : rows whose encoded input is not finite
+    sketches : (rows, 16, 16) uint8 of pictures, None for what is no picture
     """
 
     hashes: tuple[str | None, ...]
@@ -37,6 +38,7 @@ class BlockScan:
     properties: Mapping[str, NDArray[Any]]
     exif_rotated: int
     nonfinite: tuple[int, ...]
+    sketches: NDArray[np.uint8] | None = None
 
     @property
     def content(self) -> str:
@@ -54,6 +56,7 @@ class BlockBuilder:
         self._properties: list[dict[str, NDArray[Any]]] = []
         self._exif = 0
         self._nonfinite: list[int] = []
+        self._sketches: list[NDArray[np.uint8] | None] = []
 
     def add(self, raw: RawBatch, encoded: torch.Tensor | None) -> None:
         """One batch as read, with its readable samples encoded for the adapted model where that is possible."""
@@ -61,6 +64,7 @@ class BlockBuilder:
         self._hashes += modality.content_hashes(raw)
         self._errors.update({int(row): str(e) for row, e in zip(raw.rows, raw.errors, strict=True) if e is not None})
         self._properties.append(modality.properties(raw))
+        self._sketches.append(modality.sketches(raw))
         self._exif += sum(bool(f.get("exif_rotated")) for f in raw.facts)
         if encoded is not None and len(encoded):
             finite = torch.isfinite(encoded).reshape(len(encoded), -1).all(dim=1).cpu().numpy()
@@ -69,7 +73,9 @@ class BlockBuilder:
     def build(self) -> BlockScan:
         names = self._properties[0].keys() if self._properties else ()
         properties = {name: np.concatenate([p[name] for p in self._properties]) for name in names}
-        return BlockScan(tuple(self._hashes), self._errors, properties, self._exif, tuple(self._nonfinite))
+        drawn = [s for s in self._sketches if s is not None]
+        sketches = np.concatenate(drawn) if drawn and len(drawn) == len(self._sketches) else None
+        return BlockScan(tuple(self._hashes), self._errors, properties, self._exif, tuple(self._nonfinite), sketches)
 
 
 class DomainScan:
@@ -96,7 +102,7 @@ class DomainScan:
         else:
             labels = None if domain.labels is None else [None if v is None else str(v) for v in domain.labels]
             self.signature = key_of("arrays", role, domain.name, domain.kind, list(domain.ids), labels)
-        self._key = key_of("domain", role, domain.kind, self.signature, spec_hash(spec), repr(getattr(domain.samples, "caps", None)))
+        self._key = key_of("domain with sketches", role, domain.kind, self.signature, spec_hash(spec), repr(getattr(domain.samples, "caps", None)))
         if self._stats is not None:
             for block in range(block_count(self.rows)):
                 found = self._load(block)
@@ -117,6 +123,8 @@ class DomainScan:
         """Enter a block, refusing one whose rows do not add up."""
         rows = block_rows(block, self.rows)
         lengths = {len(scan.hashes), *(len(p) for p in scan.properties.values())}
+        if scan.sketches is not None:
+            lengths.add(len(scan.sketches))
         if lengths != {len(rows)}:
             raise RuntimeError(f"block {block} of {self.domain.name!r} has {len(rows)} rows, its scan {sorted(lengths)}")
         self._blocks[block] = scan
@@ -142,6 +150,12 @@ class DomainScan:
         # a block without any readable row may lack a property that others have
         names = dict.fromkeys(name for block in blocks for name in block)
         return {name: np.concatenate([block[name] for block in blocks if name in block]) for name in names}
+
+    def sketches(self) -> NDArray[np.uint8] | None:
+        """(N, 16, 16) of pictures, None where the samples are none."""
+        blocks = [self._blocks[b].sketches for b in sorted(self._blocks)]
+        drawn = [s for s in blocks if s is not None]
+        return np.concatenate(drawn) if drawn and len(drawn) == len(blocks) else None
 
     def facts(self) -> dict[str, Any]:
         blocks = [self._blocks[b] for b in sorted(self._blocks)]
@@ -190,6 +204,8 @@ class DomainScan:
             "order": list(scan.properties),
         }
         arrays: dict[str, NDArray[Any]] = {"head": np.frombuffer(json.dumps(head, sort_keys=True).encode(), dtype=np.uint8)}
+        if scan.sketches is not None:
+            arrays["sketches"] = scan.sketches
         for i, values in enumerate(scan.properties.values()):
             if values.dtype == object:
                 arrays[f"p{i}"] = np.array(["" if v is None else str(v) for v in values], dtype=np.str_)
@@ -214,4 +230,4 @@ class DomainScan:
                 values = text
             properties[name] = values
         errors = {int(row): str(reason) for row, reason in head["errors"].items()}
-        return BlockScan(tuple(head["hashes"]), errors, properties, int(head["exif_rotated"]), tuple(head["nonfinite"]))
+        return BlockScan(tuple(head["hashes"]), errors, properties, int(head["exif_rotated"]), tuple(head["nonfinite"]), arrays.get("sketches"))

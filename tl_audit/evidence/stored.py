@@ -143,6 +143,15 @@ class StoredEvidence:
         self._domain(domain)
         return self.collector.scan(domain).properties()
 
+    def sketches(self, domain: str) -> NDArray[np.uint8] | None:
+        self._domain(domain)
+        return self.collector.scan(domain).sketches()
+
+    def cells(self, domain: str) -> dict[str, NDArray[Any]] | None:
+        held = self.properties(domain)
+        names = self._domain(domain).samples.modality.cell_columns(held)
+        return None if names is None else {name: held[name] for name in names}
+
     def facts(self, domain: str) -> Mapping[str, Any]:
         self._domain(domain)
         return self.collector.scan(domain).facts()

@@ -267,6 +267,14 @@ class Modality(Protocol):
         """SHA-256 of each sample's decoded content (TLA201); None where unreadable."""
         ...
 
+    def sketches(self, batch: RawBatch) -> NDArray[np.uint8] | None:
+        """(B, 16, 16) grey sketches, by which near copies of pictures are found (TLA202), 0 where unreadable; None for what is no picture."""
+        ...
+
+    def cell_columns(self, properties: Mapping[str, NDArray[Any]]) -> tuple[str, ...] | None:
+        """Those of the properties that are the cells of a row, in all of which near copies of rows agree (TLA202); None for what is no row."""
+        ...
+
     def properties(self, batch: RawBatch) -> dict[str, NDArray[Any]]:
         """Plain properties of the inputs (TLA507): name -> (B,) float64 (NaN where unreadable) or object (str/None) array."""
         ...

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from tl_audit.errors import DataError
 from tl_audit.measures.sampling import generator
+from tl_audit.measures.sketches import SKETCH_SIDE
 from tl_audit.modality.base import Caps, Cue, Key, MaskMethod, Modality, Neighbourhood, Players, RawBatch, Samples
 from tl_audit.modality.corruptions import IMAGE_KINDS, corrupt_picture
 from tl_audit.modality.draws import drawn_rows, seeded_noise
@@ -272,6 +273,14 @@ def without_rotation(pixels: Pixels, orientation: int) -> Pixels:
 def luma(pixels: Pixels) -> NDArray[np.float64]:
     """(H, W) brightness 0..255."""
     return np.asarray(pixels.astype(np.float64) @ LUMA, dtype=np.float64)
+
+
+def stretched(grey: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
+    """Grey values from the darkest as 0 to the brightest as 255; 0 everywhere where they are equal."""
+    low, high = float(grey.min()), float(grey.max())
+    if not (np.isfinite(low) and np.isfinite(high) and high > low):
+        return np.zeros(grey.shape, dtype=np.uint8)
+    return np.asarray(((grey - low) * (255 / (high - low))).round(), dtype=np.uint8)
 
 
 def resized(chw: torch.Tensor, spec: Preprocessing) -> torch.Tensor:
@@ -656,6 +665,20 @@ class Images:
             else hashlib.sha256(f"{pixels.shape[0]}x{pixels.shape[1]}:".encode() + pixels.tobytes()).hexdigest()
             for pixels, error in zip(batch.items, batch.errors, strict=True)
         ]
+
+    def sketches(self, batch: RawBatch) -> NDArray[np.uint8] | None:
+        """Brightness averaged over 16 x 16 areas, from each picture's darkest (0) to its brightest area (255)."""
+        from PIL import Image
+
+        out = np.zeros((len(batch.items), SKETCH_SIDE, SKETCH_SIDE), dtype=np.uint8)
+        for i, pixels in enumerate(batch.items):
+            if pixels is not None and batch.errors[i] is None:
+                small = Image.fromarray(pixels).resize((SKETCH_SIDE, SKETCH_SIDE), Image.Resampling.BOX)
+                out[i] = stretched(luma(np.asarray(small)))
+        return out
+
+    def cell_columns(self, properties: Mapping[str, NDArray[Any]]) -> tuple[str, ...] | None:
+        return None
 
     def properties(self, batch: RawBatch) -> dict[str, NDArray[Any]]:
         """brightness, contrast, saturation (0–1), sharpness (variance of the Laplacian at 128 px), aspect_ratio, width, height, file_type."""

@@ -26,6 +26,7 @@ ID_NAMES = frozenset(("id", "index", "row_id", "rowid", "unnamed: 0", ""))
 MOSTLY_NUMBERS = 0.9  # above this share of numbers a column is numeric, and its other cells are errors of their rows
 MANY_TEXTS = 50  # a text column with more values than this, most of them unique, names rows rather than kinds
 MOST_CATEGORIES = 1000
+MISSING_SHARE = "missing_share"  # the property of a row that is no column
 
 
 @dataclass(frozen=True)
@@ -525,6 +526,12 @@ class Tabular:
             out.append(hashlib.sha256(cells.encode("utf-8", "surrogatepass")).hexdigest())
         return out
 
+    def sketches(self, batch: RawBatch) -> NDArray[np.uint8] | None:
+        return None
+
+    def cell_columns(self, properties: Mapping[str, NDArray[Any]]) -> tuple[str, ...] | None:
+        return tuple(name for name in properties if name != MISSING_SHARE)
+
     def properties(self, batch: RawBatch) -> dict[str, NDArray[Any]]:
         """Every column, and ``missing_share`` of each row."""
         table = rows_of(batch.items)
@@ -538,7 +545,7 @@ class Tabular:
             else:
                 out[name] = np.where(readable, values, np.array(None, dtype=object))
                 missing += np.array([v is None for v in values], dtype=float)
-        out["missing_share"] = np.where(readable, missing / max(1, len(table.columns)), np.nan)
+        out[MISSING_SHARE] = np.where(readable, missing / max(1, len(table.columns)), np.nan)
         return out
 
     def encode(self, batch: RawBatch, spec: InputSpec | None) -> torch.Tensor:

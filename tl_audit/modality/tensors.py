@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tl_audit.errors import DataError
 from tl_audit.measures.sampling import generator
+from tl_audit.measures.sketches import SKETCH_SIDE
 from tl_audit.modality.base import MASK_METHODS, Caps, Cue, Key, MaskMethod, Modality, Neighbourhood, Players, RawBatch, Samples
 from tl_audit.modality.image import (
     PICTURE_MASKS,
@@ -26,6 +27,7 @@ from tl_audit.modality.image import (
     picture_players,
     random_box,
     sobel,
+    stretched,
 )
 from tl_audit.modality.options import require_column, require_known
 from tl_audit.modality.pictures import as_picture, map_over
@@ -41,6 +43,9 @@ from tl_audit.modality.tabular import (
 )
 from tl_audit.records.exhibits import Bar, Picture
 from tl_audit.records.preprocessing import InputSpec
+
+SUMMARIES = frozenset(("mean", "standard_deviation"))
+"""Properties of samples that are not one row of numbers."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,21 @@ class Tensors:
             for item in batch.items
         ]
 
+    def sketches(self, batch: RawBatch) -> NDArray[np.uint8] | None:
+        """Of (C, H, W) samples: the mean of their channels over 16 x 16 areas, from the lowest (0) to the highest (255)."""
+        held = [(i, item) for i, item in enumerate(batch.items) if item is not None]
+        if any(item.ndim != 3 for _, item in held):
+            return None
+        out = np.zeros((len(batch.items), SKETCH_SIDE, SKETCH_SIDE), dtype=np.uint8)
+        for i, item in held:
+            grey = torch.nn.functional.adaptive_avg_pool2d(item.double().mean(dim=0)[None, None], SKETCH_SIDE)[0, 0]
+            out[i] = stretched(grey.numpy())
+        return out
+
+    def cell_columns(self, properties: Mapping[str, NDArray[Any]]) -> tuple[str, ...] | None:
+        """The columns of 1-D samples."""
+        return None if set(properties) == SUMMARIES else tuple(properties)
+
     def properties(self, batch: RawBatch) -> dict[str, NDArray[Any]]:
         """Columns by name for 1-D samples, else mean and standard deviation of each sample."""
         read = [item for item in batch.items if item is not None]
@@ -120,7 +140,7 @@ class Tensors:
             ]
         )
         values = values.reshape(len(batch.items), 2)
-        return {"mean": values[:, 0], "standard_deviation": values[:, 1]}
+        return dict(zip(("mean", "standard_deviation"), values.T, strict=True))
 
     def encode(self, batch: RawBatch, spec: InputSpec | None) -> torch.Tensor:
         read = [item for item in batch.items if item is not None]
