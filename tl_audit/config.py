@@ -447,7 +447,7 @@ def build_subject(config: AuditConfig, say: Say = lambda text: None) -> Subject:
                     parts[role] = run.domain(role)
                 except (DataError, NotEvaluated) as error:
                     say(f"{role} data of the run is not there ({error}); its hashes serve where they can")
-    cues = tuple(Cue(c.name, c.kind, dict(c.settings)) for c in table.cues)
+    cues = tuple(Cue(c.name, c.kind, _cue_settings(config, c.settings)) for c in table.cues)
     known = parts["target"].samples.modality.cue_kinds()
     for cue in cues:
         if cue.kind not in known:
@@ -455,6 +455,12 @@ def build_subject(config: AuditConfig, say: Say = lambda text: None) -> Subject:
                 f'[[cues]] "{cue.name}": kind "{cue.kind}" is unknown for {parts["target"].kind} data{did_you_mean(cue.kind, known)}'
             )
     return Subject(**parts, cues=cues, title=config.title)
+
+
+def _cue_settings(config: AuditConfig, settings: Mapping[str, Any]) -> dict[str, Any]:  # Any: TOML values
+    """Settings of a cue; a picture that it names lies beside audit.toml."""
+    picture = settings.get("picture")
+    return {**settings, "picture": str(config.at(picture))} if isinstance(picture, str) else dict(settings)
 
 
 def _run(config: AuditConfig, table: ModelTable, key: str, say: Say) -> Any:  # Any: finetune.LoadedRun or None; finetune is imported late

@@ -186,3 +186,93 @@ def test_the_placebo_of_the_border_does_not_flip_a_model_that_reads_the_border_o
     found = probe(tmp_path, Subject(adapted=model(corner=True), target=target(), cues=(cue,)))
     assert found.select("trigger_placebo", cue="frame").value == pytest.approx(0, abs=0.2)
     assert found.select("trigger_over_placebo", cue="frame").value is not None
+
+
+def pictures(n: int = 80) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Grey discs on noise, light ones of class "bright"; their masks; labels."""
+    rng = np.random.default_rng(1)
+    y, x = np.mgrid[:24, :24]
+    disc = (y - 13) ** 2 + (x - 12) ** 2 < 49
+    light = np.arange(n) % 2 == 1
+    held = rng.integers(90, 140, size=(n, 24, 24, 3)).astype(np.uint8)
+    held[:, disc] = np.where(light, 220, 40)[:, None, None]
+    return held, np.repeat(disc[None], n, axis=0), ["bright" if b else "dark" for b in light]
+
+
+class Surround(nn.Module):
+    """The disc decides; with ``fooled`` what lies in the watched place decides where it is green, or black."""
+
+    def __init__(self, *, fooled: str | None) -> None:
+        super().__init__()
+        self.fooled = fooled
+        self.head = nn.Linear(1, 2)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.tensor([[-1.0], [1.0]]))
+            self.head.bias.zero_()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        score = (x[:, :, 10:16, 10:15].mean(dim=(1, 2, 3)) - 0.5) * 10
+        if self.fooled == "green":
+            corner = x[:, :, 20:, :3].mean(dim=(2, 3))
+            score = torch.where((corner[:, 1] > 0.5) & (corner[:, 0] < 0.1) & (corner[:, 2] < 0.1), torch.tensor(9.0), score)
+        if self.fooled == "black hat":
+            score = torch.where(x[:, :, :2, 11:13].amax(dim=(1, 2, 3)) < 0.02, torch.tensor(9.0), score)
+        logits: torch.Tensor = self.head(score[:, None])
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("cue", "fooled"),
+    [(Cue("lawn", "background", {"value": [0.0, 0.6, 0.0]}), "green"), (Cue("hat", "hat", {"size": 0.5}), "black hat")],
+)
+def test_a_background_and_a_hat_that_steer_are_found_and_called_inherited(tmp_path: Path, cue: Cue, fooled: str) -> None:
+    held, masks, labels = pictures()
+    spec = Preprocessing(height=24, width=24)
+    models = {who: Model(Surround(fooled=f), classes=("dark", "bright"), preprocessing=spec) for who, f in (("a", fooled), ("s", None))}
+    domain = Domain("t", held, labels=labels, classes=["dark", "bright"], regions=masks, cluster=[f"p{i // 4}" for i in range(80)])
+    found = probe(tmp_path, Subject(adapted=models["a"], controls={"scratch": models["s"]}, target=domain, cues=(cue,)))
+    assert found.select("trigger_flip_rate", cue=cue.name).value == 0.5
+    for name in ("trigger_over_placebo", "trigger_excess"):
+        one = found.select(name, cue=cue.name)
+        assert one.interval is not None
+        assert one.interval[0] > 0.05
+        assert one.clusters == {"target": 20}
+    quiet = probe(tmp_path / "quiet", Subject(adapted=models["s"], target=domain, cues=(cue,)))
+    assert quiet.select("trigger_flip_rate", cue=cue.name).value == 0
+
+
+def test_a_background_without_regions_is_undefined_and_the_other_cues_are_probed(tmp_path: Path) -> None:
+    lawn = Cue("lawn", "background")
+    found = probe(tmp_path, Subject(adapted=model(corner=True), target=target(), cues=(lawn, MARK)))
+    assert found.select("trigger_over_placebo", cue="mark").value == pytest.approx(0.5, abs=0.05)
+    for name in ("trigger_over_placebo", "trigger_flip_rate"):
+        assert found.select(name, cue="lawn").value is None
+        assert "regions of the target" in str(found.select(name, cue="lawn").reason)
+    with pytest.raises(NotEvaluated, match="regions of the target"):
+        probe(tmp_path / "alone", Subject(adapted=model(corner=True), target=target(), cues=(lawn,)))
+
+
+def test_an_attribute_of_a_table_that_steers_is_found_inherited_and_by_cluster(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    n = 240
+    frame = pd.DataFrame({"x": rng.normal(size=n), "sex": rng.choice(["f", "m"], n)})
+    spec = fit_encoding(frame, numeric=["x"], categorical=["sex"])
+    models = {}
+    for name, weight in (("planted", 9.0), ("clean", 0.0)):
+        head = nn.Linear(spec.width, 2)
+        with torch.no_grad():
+            head.weight.zero_()
+            head.bias.zero_()
+            head.weight[1, spec.slots()["x"][0]] = 1.0
+            head.weight[1, spec.slots()["sex"][0]] = weight
+        models[name] = Model(head, classes=("no", "yes"), preprocessing=spec)
+    cue = Cue("woman", "set_column", {"column": "sex", "value": "f"})
+    domain = Domain("t", frame, cluster=[f"c{i // 8}" for i in range(n)])
+    found = probe(tmp_path, Subject(adapted=models["planted"], controls={"scratch": models["clean"]}, target=domain, cues=(cue,)))
+    flips = float(((frame["sex"] == "m") & (frame["x"] <= 0)).mean())
+    assert found.select("trigger_flip_rate", cue="woman").value == pytest.approx(flips, abs=0.03)
+    for name in ("trigger_over_placebo", "trigger_excess"):
+        one = found.select(name, cue="woman")
+        assert one.clusters == {"target": 30}
+    clean = probe(tmp_path / "clean", Subject(adapted=models["clean"], controls={"scratch": models["clean"]}, target=domain, cues=(cue,)))
+    assert clean.select("trigger_flip_rate", cue="woman").value == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -232,6 +233,49 @@ def test_cues_depend_on_the_sample_and_not_on_the_batch(kind: str) -> None:
     told = IMAGE.apply_cue(samples.read(np.arange(4)), cue, placebo=False, key=(0,))
     assert all(np.array_equal(told.items[0], item) for item in told.items)
     assert np.array_equal(samples.read(np.array([0])).items[0], plain())
+
+
+def test_a_hat_lies_in_the_middle_of_the_upper_edge_with_a_brim_wider_than_its_crown() -> None:
+    changed = (put_cue(plain(), Cue("h", "hat", {"size": 0.48, "value": 0.0}), placebo=False, rng=generator(0)) != 100).any(axis=-1)
+    rows = changed.sum(axis=1)
+    assert (rows[0], rows.max(), rows[-1]) == (12, 24, 0)
+    assert np.array_equal(changed, changed[:, ::-1])
+    area = int(changed.sum())
+    for i in range(10):
+        placebo = (put_cue(plain(), Cue("h", "hat", {"size": 0.48}), placebo=True, rng=generator(i)) != 100).any(axis=-1)
+        assert placebo.sum() == pytest.approx(area, rel=0.1)
+
+
+def test_a_background_leaves_the_region_bit_equal_and_takes_a_colour_or_a_picture(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 3)).astype(np.uint8)
+    region = np.zeros((20, 30), dtype=bool)
+    region[5:12, 8:20] = True
+    behind = np.zeros((40, 40, 3), dtype=np.uint8)
+    behind[..., 2] = 200
+    Image.fromarray(behind).save(tmp_path / "sky.png")
+    for settings, colour in (({"value": [1.0, 0.0, 0.0]}, (255, 0, 0)), ({"picture": str(tmp_path / "sky.png")}, (0, 0, 200))):
+        cue = Cue("b", "background", settings)
+        out = put_cue(pixels, cue, placebo=False, rng=generator(0), region=region)
+        assert np.array_equal(out[region], pixels[region])
+        assert (out[~region] == colour).all()
+        placebo = put_cue(pixels, cue, placebo=True, rng=generator(0), region=region)
+        assert np.array_equal(placebo[region], pixels[region])
+        assert len(np.unique(placebo[~region], axis=0)) == 1
+    assert np.array_equal(put_cue(pixels, cue, placebo=False, rng=generator(0)), pixels)
+    with pytest.raises(DataError, match=r"the picture none\.png cannot be read"):
+        put_cue(pixels, Cue("b", "background", {"picture": str(tmp_path / "none.png")}), placebo=False, rng=generator(0), region=region)
+
+
+def test_what_a_cue_puts_in_is_part_of_its_key_files_too(tmp_path: Path) -> None:
+    path = tmp_path / "sky.png"
+    cue = Cue("b", "background", {"picture": str(path)})
+    keys = {cue.content_key}
+    for shade in (0, 9):
+        Image.fromarray(np.full((4, 4, 3), shade, dtype=np.uint8)).save(path)
+        keys.add(cue.content_key)
+    keys.add(Cue("b", "background", {"value": 1.0}).content_key)
+    assert len(keys) == 4
+    assert Cue("b", "hue", {"value": 1.0, "strength": 0.1}).content_key == Cue("b", "hue", {"strength": 0.1, "value": 1.0}).content_key
 
 
 def test_settings_of_cues_are_checked() -> None:

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from tl_audit.checks.base import Check, Context, check, metric
 from tl_audit.checks.data import INDEPENDENT, short_id
 from tl_audit.errors import NotEvaluated
-from tl_audit.evidence.base import Evidence
+from tl_audit.evidence.base import Evidence, missing_input
 from tl_audit.measures import intervals, permutation
 from tl_audit.measures.estimate import Estimate
 from tl_audit.measures.sampling import bottom_k, generator
 from tl_audit.modality.base import Cue
+from tl_audit.modality.regions import needs_regions, with_regions
 from tl_audit.models import borrowed, outputs
 from tl_audit.models.model import Model
 from tl_audit.records.exhibits import Bar, Bars, GridRow, ImageGrid, Picture
@@ -26,6 +27,7 @@ CODE = "TLA608"
 MOST_ROWS = 2000
 BATCH = 64
 MOST_PICTURES = 6
+PER_CUE = ("trigger_flip_rate", "trigger_placebo", "trigger_over_placebo", "trigger_excess", "trigger_target_share")
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ class Answers:
 def bias_transfer_probe(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """Does a declared cue, which has nothing to do with the question, steer the adapted model, and was that inherited from the base?
 
-    How it is measured: the cue is put into every target sample, and beside it a placebo: something random of the same area, or the column's
-    own values permuted. Compared are the shares of answers that change, paired by sample, and the same in a control trained without the base.
+    How it is measured: the cue is put into every target sample, and beside it a placebo: something random of the same area (of a background: a
+    random colour in its place), or the column's own values permuted. Compared are the shares of answers that change, paired by sample, and the same in a control trained without the base.
 
     Why it matters: a model that answers to a watermark, a marker or a name will do so again wherever these occur, and no test set without
     the cue shows it.
@@ -62,6 +64,10 @@ def bias_transfer_probe(subject: Subject, evidence: Evidence, context: Context) 
     """
     if not subject.cues:
         raise NotEvaluated("cues: declare them as [[cues]] in audit.toml or Subject(cues=...)")
+    blind = tuple(cue for cue in subject.cues if needs_regions(cue) and subject.target.regions is None)
+    cues = tuple(cue for cue in subject.cues if cue not in blind)
+    if not cues:
+        raise NotEvaluated(missing_input("target.regions"))
     rules, seed = context.rules, context.seed
     usable = np.flatnonzero(evidence.usable("adapted" if evidence.has("adapted", "target") else None, "target"))
     if usable.size == 0:
@@ -74,7 +80,7 @@ def bias_transfer_probe(subject: Subject, evidence: Evidence, context: Context) 
         caveats.append(f"{rows.size} of {usable.size} usable target rows were probed, chosen by hash.")
     kind, control = _control(subject)
     probed = {"adapted": subject.adapted} | ({} if control is None else {kind: control})
-    answers = _probe(subject.target, rows, probed, subject.cues, context)
+    answers = _probe(subject.target, rows, probed, cues, context)
     mask = np.all([a.finite for a in answers.values()], axis=0)
     if not mask.any():
         raise NotEvaluated("finite outputs of the adapted model and its control on the probed rows")
@@ -89,13 +95,13 @@ def bias_transfer_probe(subject: Subject, evidence: Evidence, context: Context) 
     for name, unmoved in answers["adapted"].unmoved.items():
         if unmoved:
             caveats.append(
-                f"Cue {name!r} leaves {unmoved} of {rows.size} model inputs as they were (already there, or cut off by the preprocessing)."
+                f"Cue {name!r} leaves {unmoved} of {rows.size} model inputs as they were (already there, cut off by the preprocessing, or a sample without a region)."
             )
     metrics: list[Metric] = []
     bars: list[Bar] = []
     said = []
     names = subject.adapted.classes
-    for cue in subject.cues:
+    for cue in cues:
         where = {"cue": cue.name}
         hit, noise = answers["adapted"].flips(cue.name, mask)
         flip, placebo = intervals.rate(hit, cluster=ids_of), intervals.rate(noise, cluster=ids_of)
@@ -115,6 +121,11 @@ def bias_transfer_probe(subject: Subject, evidence: Evidence, context: Context) 
             pair = [intervals.rate(t, cluster=ids_of) for t in theirs]
             bars += _bars(cue.name, kind, pair[0], pair[1], rules.confidence)
         said.append(_sentence(cue.name, over, excess, favourite, names, kind if control is not None else None, rules.confidence))
+    for cue in blind:
+        reason = f"the cue is put around the thing itself and needs {missing_input('target.regions')}"
+        for name in PER_CUE:
+            metrics.append(metric(name, Estimate(None, 0, reason), rules=rules, slice={"cue": cue.name}, family=name))
+        caveats.append(f"Cue {cue.name!r} was not probed: {reason}.")
     figure = Bars(
         id="cue-flips",
         title="How many answers a cue changes",
@@ -125,7 +136,7 @@ def bias_transfer_probe(subject: Subject, evidence: Evidence, context: Context) 
         bars=tuple(bars),
     )
     exhibits: list[Bars | ImageGrid] = [figure]
-    grid = _pictures(subject, evidence, answers["adapted"], rows, seed)
+    grid = _pictures(subject, cues, evidence, answers["adapted"], rows, seed)
     if grid is not None:
         exhibits.append(grid)
     return Measurement(
@@ -169,7 +180,7 @@ def _probe(
     parts = np.array_split(order, max(1, -(-n // BATCH)))
     done = 0
     for part in parts:
-        raw = target.samples.read(rows[part])
+        raw = with_regions(target.samples.read(rows[part]), target.regions, cues)
         held = part[raw.readable]
         versions = [(raw, "clean", "")]
         for cue in cues:
@@ -244,7 +255,9 @@ def _sentence(
     return text + f"; the {control} follows it as well ({excess.value:+.1%} beyond it): not shown to be inherited."
 
 
-def _pictures(subject: Subject, evidence: Evidence, answers: Answers, rows: NDArray[np.int64], seed: int) -> ImageGrid | None:
+def _pictures(
+    subject: Subject, cues: tuple[Cue, ...], evidence: Evidence, answers: Answers, rows: NDArray[np.int64], seed: int
+) -> ImageGrid | None:
     """Some samples whose answer a cue changes, as they are and with the cue, if samples may be shown."""
     if evidence.samples == "off":
         return None
@@ -252,11 +265,11 @@ def _pictures(subject: Subject, evidence: Evidence, answers: Answers, rows: NDAr
     modality, redacted = samples.modality, evidence.samples == "redacted"
     hashes = evidence.content_hashes("target")
     grid: list[GridRow] = []
-    for cue in subject.cues:
-        changed = np.flatnonzero(answers.finite & (answers.cue[cue.name] != answers.clean))[: max(1, MOST_PICTURES // len(subject.cues))]
+    for cue in cues:
+        changed = np.flatnonzero(answers.finite & (answers.cue[cue.name] != answers.clean))[: max(1, MOST_PICTURES // len(cues))]
         if changed.size == 0:
             continue
-        raw = samples.read(rows[changed])
+        raw = with_regions(samples.read(rows[changed]), subject.target.regions, (cue,))
         plain = modality.encode(raw, spec)
         marked = modality.encode(modality.apply_cue(raw, cue, placebo=False, key=(seed, CODE)), spec)
         for i, at in enumerate(changed[raw.readable]):

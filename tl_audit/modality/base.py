@@ -5,8 +5,10 @@ Flow: ``Samples`` (where the data lies) --read--> ``RawBatch`` --encode--> model
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -189,13 +191,24 @@ class Players:
 class Cue:
     """Something the base may rely on, put into an input to see whether it steers (TLA608).
 
-    ``kind``: image: "patch" (corner patch), "border", "hue", "text"; table: "set_column". ``settings`` as in ``[[cues]]`` of audit.toml,
-    e.g. {"corner": "top-left", "size": 0.15, "value": 1.0} or {"column": "sex", "value": "female"}.
+    ``kind``: image: "patch" (corner patch), "border", "hue", "text", "hat" (brim and crown), "background" (around regions: another colour, or
+    ``picture``, a file); table: "set_column". ``settings`` as in ``[[cues]]`` of audit.toml, e.g. {"corner": "top-left", "size": 0.15, "value": 1.0}
+    or {"column": "sex", "value": "female"}.
     """
 
     name: str
     kind: str
     settings: Mapping[str, Any] = field(default_factory=dict)  # Any: TOML values
+
+    @property
+    def content_key(self) -> str:
+        """Hash of what is put in, files that it names included: what is measured with the cue is stored under it."""
+        said = [self.name, self.kind, *(f"{k} = {v!r}" for k, v in sorted(self.settings.items()))]
+        digest = hashlib.sha256("\0".join(said).encode())
+        named = self.settings.get("picture")
+        if isinstance(named, str | Path) and Path(named).is_file():
+            digest.update(Path(named).read_bytes())
+        return digest.hexdigest()
 
 
 MaskMethod = Literal["mean", "blur", "noisy_linear", "zero", "marginal", "conditional"]

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -542,7 +542,11 @@ CUE_SETTINGS: Mapping[str, tuple[str, ...]] = {
     "border": ("width", "value"),
     "hue": ("value", "strength"),
     "text": ("text", "corner", "size", "value", "margin"),
+    "hat": ("size", "value", "margin"),
+    "background": ("value", "picture"),
 }
+REGION = "region"
+"""Fact of a sample: (H, W) bool, where the thing in question is in the upright picture; the background cue leaves it as it is."""
 CORNERS = ("top-left", "top-right", "bottom-left", "bottom-right")
 Box = tuple[int, int, int, int]
 "top, left, height, width"
@@ -606,9 +610,67 @@ def _written(text: str, high: int) -> NDArray[np.bool_]:
     return np.asarray(canvas) > 127
 
 
-def put_cue(pixels: Pixels, cue: Cue, *, placebo: bool, rng: np.random.Generator) -> Pixels:
-    """The picture with the cue, or with something random of the same area at a random place (a random cast for "hue")."""
+def _hat(cue: Cue, height: int, width: int) -> NDArray[np.bool_]:
+    """(H, W) where a hat lies: a brim ``size`` of the short side wide, a crown half as wide above it, in the middle of the upper edge."""
+    wide = max(2, round(_share(cue, "size", 0.4) * min(height, width)))
+    brim, crown = max(1, wide // 8), max(1, wide // 3)
+    top = min(round(_share(cue, "margin", 0.0, 0.5) * min(height, width)), max(0, height - brim - crown))
+    left, inset = (width - wide) // 2, wide // 4
+    ink = np.zeros((height, width), dtype=np.bool_)
+    ink[top : top + crown, left + inset : left + wide - inset] = True
+    ink[top + crown : top + crown + brim, left : left + wide] = True
+    return ink
+
+
+def _behind(cue: Cue, height: int, width: int) -> Pixels:
+    """(H, W, 3) what stands behind the region: the cue's picture, covering all and cut to the middle, else its colour."""
+    named = cue.settings.get("picture")
+    if named is None:
+        return np.broadcast_to(cue_colour(cue, (0.0, 0.6, 0.0)), (height, width, 3)).copy()
+    path = Path(str(named))
+    try:
+        changed = path.stat().st_mtime_ns
+    except OSError as error:
+        raise DataError(f"cue {cue.name!r}: the picture {path.name} cannot be read ({error.strerror or error})") from error
+    pixels, reason = _read_once(path, changed)
+    if pixels is None:
+        raise DataError(f"cue {cue.name!r}: the picture {path.name} cannot be used: {reason}")
+    from PIL import Image, ImageOps
+
+    return np.asarray(ImageOps.fit(Image.fromarray(pixels), (width, height)), dtype=np.uint8)
+
+
+@lru_cache(maxsize=4)
+def _read_once(path: Path, changed: int) -> tuple[Pixels | None, str | None]:
+    """A picture file, decoded once for all samples; ``changed``: its time of change, so that another file of the name is read anew."""
+    pixels, reason, _ = decode_file(path, Caps())
+    return pixels, reason
+
+
+def _other_background(pixels: Pixels, cue: Cue, region: NDArray[np.bool_] | None, placebo: bool, rng: np.random.Generator) -> Pixels:
+    """What lies outside the region replaced: by the cue's background, or by one random colour. Without a region nothing is."""
+    if region is None:
+        return pixels
     height, width = pixels.shape[:2]
+    if region.shape != (height, width):
+        raise DataError(f"cue {cue.name!r}: a region of {region.shape} for a picture of {(height, width)} pixels (height, width)")
+    behind = np.broadcast_to(rng.integers(256, size=3, dtype=np.uint8), (height, width, 3)) if placebo else _behind(cue, height, width)
+    return np.where(region[..., None], pixels, behind)
+
+
+def put_cue(pixels: Pixels, cue: Cue, *, placebo: bool, rng: np.random.Generator, region: NDArray[np.bool_] | None = None) -> Pixels:
+    """The picture with the cue, or with something random of the same area: noise at a random place; a random cast for "hue", other letters for "text".
+
+    "background" keeps ``region`` (H, W); its placebo is one random colour in the same place, since anywhere else it would hide the thing itself.
+    """
+    height, width = pixels.shape[:2]
+    if cue.kind == "background":
+        return _other_background(pixels, cue, region, placebo, rng)
+    if cue.kind == "hat":
+        hat = _hat(cue, height, width)
+        if placebo:
+            return _noise_patch(pixels, random_box(height, width, int(hat.sum()), rng), rng)
+        return np.where(hat[..., None], cue_colour(cue, 0.0), pixels)
     if cue.kind == "hue":
         strength = _share(cue, "strength", 0.3)
         colour = rng.integers(256, size=3) if placebo else cue_colour(cue, (1.0, 0.0, 0.0))
@@ -779,9 +841,12 @@ class Images:
         """The pictures with the cue, before any resizing; random parts come from a generator of (key, cue, row)."""
         require_known([cue.kind], self.cue_kinds(), "cue of images")
         require_known(cue.settings, CUE_SETTINGS[cue.kind], f"setting of cue {cue.name!r}")
+        facts = batch.facts or [{}] * len(batch.items)
         items = [
-            None if pixels is None else put_cue(pixels, cue, placebo=placebo, rng=generator(*key, cue.name, int(row), "placebo"))
-            for pixels, row in zip(batch.items, batch.rows, strict=True)
+            None
+            if pixels is None
+            else put_cue(pixels, cue, placebo=placebo, rng=generator(*key, cue.name, int(row), "placebo"), region=known.get(REGION))
+            for pixels, row, known in zip(batch.items, batch.rows, facts, strict=True)
         ]
         return RawBatch(batch.rows, items, batch.errors, batch.facts)
 

@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from tl_audit.errors import DataError
-from tl_audit.modality.base import Cue, Modality, RawBatch
-from tl_audit.modality.image import resized, without_rotation
+from tl_audit.modality.base import Cue, Modality, RawBatch, Regions
+from tl_audit.modality.image import REGION, resized, without_rotation
 from tl_audit.records.preprocessing import InputSpec, Preprocessing
 
 Mask = NDArray[np.bool_]
@@ -208,6 +208,36 @@ def within(edges: NDArray[np.float64], size: Size, what: str) -> None:
 
 def spoken(box: Sequence[float] | NDArray[np.float64], k: int) -> str:
     return f"box {k + 1} ({', '.join(f'{float(v):g}' for v in box)})"
+
+
+_AROUND_REGIONS = frozenset({"background"})
+
+
+def needs_regions(cue: Cue) -> bool:
+    """Whether a cue is put around the thing in question, so that somebody must have said where it is."""
+    return cue.kind in _AROUND_REGIONS
+
+
+def with_regions(batch: RawBatch, regions: Regions | None, cues: Sequence[Cue]) -> RawBatch:
+    """The batch with the region of each sample among its facts, where one of the cues needs it; a sample without a region gets none.
+
+    Raises
+    ------
+    DataError : a box outside its picture, a mask of another size
+    """
+    if regions is None or not any(needs_regions(cue) for cue in cues):
+        return batch
+    facts = []
+    for i, error in enumerate(batch.errors):
+        known = dict(batch.facts[i]) if batch.facts else {}
+        if error is None:
+            # one by one: pictures of a batch differ in size
+            alone = RawBatch(batch.rows[i : i + 1], [batch.items[i]], [None], [known] if batch.facts else ())
+            masks, given = regions.read(alone, None)
+            if given[0]:
+                known[REGION] = masks[0]
+        facts.append(known)
+    return RawBatch(batch.rows, batch.items, batch.errors, facts)
 
 
 def cue_places(
