@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tl_audit.errors import DataError
-from tl_audit.measures.arrays import is_missing
+from tl_audit.measures.arrays import ObjectArray, is_missing
 from tl_audit.measures.estimate import BoolArray, IntArray
 
 
@@ -38,13 +39,10 @@ def priority(seed: int, ids: Sequence[object] | ArrayLike) -> NDArray[np.uint64]
     ----------
     ids : (N,), each written as text
     """
-    prefix = hashlib.sha256(f"{seed}|".encode())
-    values = np.empty(len(ids), dtype=np.uint64)  # type: ignore[arg-type]
-    for row, sample in enumerate(ids):  # type: ignore[arg-type]
-        digest = prefix.copy()
-        digest.update(str(sample).encode("utf-8", "surrogatepass"))
-        values[row] = int.from_bytes(digest.digest()[:8], "big")
-    return values
+    prefix, sha256 = f"{seed}|".encode(), hashlib.sha256
+    digests = b"".join([sha256(prefix + str(sample).encode("utf-8", "surrogatepass")).digest() for sample in ids])  # type: ignore[union-attr]
+    # the first 8 of the 32 bytes of each
+    return np.frombuffer(digests, dtype=">u8")[::4].astype(np.uint64)
 
 
 def cluster_codes(cluster: ArrayLike | None, n: int) -> IntArray:
@@ -59,12 +57,12 @@ def cluster_codes(cluster: ArrayLike | None, n: int) -> IntArray:
         raise DataError(f"cluster has shape {array.shape}: expected one id for each of the {n} rows")
     if array.dtype.kind in "iub":
         return np.unique(array, return_inverse=True)[1].astype(np.int64)
-    values = array.tolist()
-    missing = np.fromiter((is_missing(value) for value in values), dtype=np.bool_, count=n)
+    found, place = _distinct(array)
     # an id is compared with its type, so that the number 1 and the text "1" stay two clusters
-    keys = [("", "") if gone else (type(value).__name__, str(value)) for value, gone in zip(values, missing.tolist(), strict=True)]
-    known = {key: code for code, key in enumerate(sorted({key for key, gone in zip(keys, missing.tolist(), strict=True) if not gone}))}
-    codes = np.fromiter((known.get(key, -1) for key in keys), dtype=np.int64, count=n)
+    keys = [None if is_missing(value) else (type(value).__name__, str(value)) for value in found]
+    known = {key: code for code, key in enumerate(sorted({key for key in keys if key is not None}))}
+    codes = np.array([-1 if key is None else known[key] for key in keys], dtype=np.int64)[place]
+    missing = codes < 0
     codes[missing] = len(known) + np.arange(int(missing.sum()))
     return codes
 
@@ -74,10 +72,11 @@ def group_codes(values: ArrayLike, n: int) -> tuple[IntArray, tuple[str, ...]]:
     array = np.asarray(values)
     if array.shape != (n,):
         raise DataError(f"groups have shape {array.shape}: expected one value for each of the {n} rows")
-    names = ["(missing)" if is_missing(value) else str(value) for value in array.tolist()]
+    found, place = _distinct(array)
+    names = ["(missing)" if is_missing(value) else str(value) for value in found]
     order = sorted(set(names), key=lambda name: (name == "(missing)", name))
     code = {name: position for position, name in enumerate(order)}
-    return np.fromiter((code[name] for name in names), dtype=np.int64, count=n), tuple(order)
+    return np.array([code[name] for name in names], dtype=np.int64)[place], tuple(order)
 
 
 def bottom_k(
@@ -107,7 +106,7 @@ def bottom_k(
         raise DataError(f"k is {k}: expected a number of rows")
     stratum = np.zeros(n, dtype=np.int64) if strata is None else group_codes(strata, n)[0]
     if cluster is None:
-        order = np.lexsort((np.asarray([str(sample) for sample in ids]), priority(seed, ids), stratum))  # type: ignore[union-attr]
+        order = _by_priority(ids, priority(seed, ids), stratum)
         return np.sort(order[_rank_within(stratum[order]) < k]).astype(np.int64)
     unit = cluster_codes(cluster, n)
     # a row without a cluster id is its own cluster and goes by its sample id
@@ -136,12 +135,11 @@ def stratified_k(ids: Sequence[object] | ArrayLike, total: int, seed: int, *, st
         raise DataError(f"total is {total}: expected a number of rows")
     stratum = group_codes(strata, n)[0]
     first = priority(seed, ids)
-    text = np.asarray([str(sample) for sample in ids])  # type: ignore[union-attr]
-    order = np.lexsort((text, first, stratum))
+    order = _by_priority(ids, first, stratum)
     rank = np.empty(n, dtype=np.int64)
     rank[order] = _rank_within(stratum[order])
     # all first places, then all second places, ...; inside a place by priority
-    return np.sort(np.lexsort((text, first, rank))[:total]).astype(np.int64)
+    return np.sort(_by_priority(ids, first, rank)[:total]).astype(np.int64)
 
 
 def split_by_cluster(cluster: ArrayLike | None, n: int, seed: int, share: float = 0.5) -> BoolArray:
@@ -163,6 +161,29 @@ def split_by_cluster(cluster: ArrayLike | None, n: int, seed: int, share: float 
     chosen = np.zeros(clusters, dtype=np.bool_)
     chosen[order[:cut]] = True
     return chosen[codes]
+
+
+def _distinct(array: ObjectArray) -> tuple[list[Any], IntArray]:
+    """The distinct values of an array, as they first occur, and the place of each row's value among them.
+
+    Values that compare equal but are written differently (1, 1.0 and True) stay apart.
+    """
+    values = array.tolist()
+    places: dict[Any, int] = {}
+    if array.dtype.kind in "US":
+        rows = [places.setdefault(value, len(places)) for value in values]
+        return list(places), np.array(rows, dtype=np.int64)
+    rows = [places.setdefault((type(value), value), len(places)) for value in values]
+    return [value for _, value in places], np.array(rows, dtype=np.int64)
+
+
+def _by_priority(ids: Sequence[object] | ArrayLike, first: NDArray[np.uint64], before: IntArray) -> IntArray:
+    """Row order by ``before``, then by hash priority; equal hashes (equal ids, as good as always) by the text of the id."""
+    order = np.lexsort((first, before))
+    if not bool(((first[order][1:] == first[order][:-1]) & (before[order][1:] == before[order][:-1])).any()):
+        return np.asarray(order, dtype=np.int64)
+    text = np.asarray([str(sample) for sample in ids])  # type: ignore[union-attr]
+    return np.asarray(np.lexsort((text, first, before)), dtype=np.int64)
 
 
 def _rank_within(sorted_codes: IntArray) -> IntArray:
