@@ -18,6 +18,7 @@ FAMILIES = (
     "provenance",
     "compute",
     "gradient_activity",
+    "adapters",
     "parity",
     "data",
     "leakage",

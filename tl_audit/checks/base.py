@@ -76,7 +76,7 @@ class Check:
 
     needs : words compared by the runner with what exists, each one of
         "adapted", "base", "previous", "control:head", "control:scratch" (a model) · "target", "source", "train", "validation", "ood" (a domain) ·
-        "ROLE.labels", "ROLE.groups", "ROLE.cluster", "ROLE.time", "ROLE.site", "ROLE.regions" · "record" (adaptation record) · "adapted.file", "base.file" (weights file) · "cues" · "declared" ·
+        "ROLE.labels", "ROLE.groups", "ROLE.cluster", "ROLE.time", "ROLE.site", "ROLE.regions" · "record" (adaptation record) · "adapted.file", "base.file" (weights file) · "adapter" (low-rank adapters) · "cues" · "declared" ·
         "MODEL@ROLE" (the evidence pair, e.g. "adapted@target": model outputs there are finite and can be had) ·
         "a|b" (either). A check with several alternatives inside asks less here and raises NotEvaluated itself.
     phase : 1 runs on evidence, 2 on findings of phase 1 as well (705 to 711, 803), 3 on all findings and the policy's facts (902, 903, 905)
@@ -138,8 +138,8 @@ def _lacking(need: str, subject: Subject, evidence: Evidence, declared: Mapping[
     if need in ("adapted.file", "base.file"):
         model_of = subject.model(need.removesuffix(".file"))
         return None if model_of is not None and model_of.file is not None else missing_input(need)
-    if need in ("record", "cues", "declared"):
-        there = {"record": subject.record is not None, "cues": bool(subject.cues), "declared": bool(declared)}
+    if need in ("record", "cues", "declared", "adapter"):
+        there = {"record": subject.record is not None, "cues": bool(subject.cues), "declared": bool(declared), "adapter": subject.adapter is not None}
         return None if there[need] else missing_input(need)
     role, _, part = need.partition(".")
     if role not in ROLES or part not in ("", "labels", "groups", "cluster", "time", "site", "regions"):

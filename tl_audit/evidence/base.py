@@ -29,6 +29,7 @@ _HOW_TO_GIVE = {
     "ood": "an outside set: [ood] in audit.toml, ood= in Python",
     "record": "an adaptation record: a run directory made by `tl-audit adapt`",
     "cues": "cues: [[cues]] in audit.toml, cues= in Python",
+    "adapter": "low-rank adapters: adapter = a folder in [adapted], adapter= in Python",
     "declared": "declared facts: [declared] in audit.toml, declared= in Python",
     "adapted.file": "the weights file of the adapted model",
     "base.file": "the weights file of the base model",

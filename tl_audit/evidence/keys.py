@@ -37,7 +37,7 @@ def input_key(evidence: StoredEvidence, declared: Mapping[str, Any]) -> str:
     }  # fmt: skip
     return key_of(
         models, domains, None if subject.record is None else subject.record.model_dump(mode="json"), [cue.content_key for cue in subject.cues],
-        list(subject.same_as_adapted), dict(declared), evidence.rules.model_dump(mode="json"), evidence.seed, evidence.samples,
+        list(subject.same_as_adapted), None if subject.adapter is None else subject.adapter.content_key, dict(declared), evidence.rules.model_dump(mode="json"), evidence.seed, evidence.samples,
         list(evidence.methods), evidence.attribution_samples, evidence.budget, versions(), code_fingerprint(), str(subject.run_dir),
     )  # fmt: skip
 
