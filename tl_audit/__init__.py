@@ -19,9 +19,11 @@ _WHERE = {
     "Model": "tl_audit.models",
     "Plan": "tl_audit.finetune",
     "Preprocessing": "tl_audit.records.preprocessing",
+    "Regression": "tl_audit.finetune",
     "Stage": "tl_audit.finetune",
     "Subject": "tl_audit.subject",
     "TLAuditError": "tl_audit.errors",
+    "Value": "tl_audit.records.values",
     "adapt": "tl_audit.finetune",
     "audit": "tl_audit.auditing",
     "explain": "tl_audit.attribution",
@@ -49,11 +51,13 @@ if TYPE_CHECKING:
     from tl_audit.errors import TLAuditError as TLAuditError
     from tl_audit.finetune import Classification as Classification
     from tl_audit.finetune import Plan as Plan
+    from tl_audit.finetune import Regression as Regression
     from tl_audit.finetune import Stage as Stage
     from tl_audit.finetune import adapt as adapt
     from tl_audit.modality.base import Cue as Cue
     from tl_audit.models import Model as Model
     from tl_audit.records.preprocessing import Preprocessing as Preprocessing
+    from tl_audit.records.values import Value as Value
     from tl_audit.report import AuditReport as AuditReport
     from tl_audit.subject import Domain as Domain
     from tl_audit.subject import Subject as Subject

@@ -329,8 +329,9 @@ def adapt(
         out(f"moved   {record.trainable_share:.1%} of {record.parameters} parameters, method {shown(record.method)}")
     for stage in record.stages:
         last = stage.history[-1] if stage.history else {}
-        accuracy = f", validation accuracy {last['val_accuracy']:.3f}" if "val_accuracy" in last else ""
-        out(f"stage   {shown(stage.name)}: best epoch {stage.best_epoch} of {len(stage.history)}{accuracy}")
+        named = (("val_accuracy", "accuracy", ".3f"), ("val_mae", "mean absolute error", ".4g"))
+        score = "".join(f", validation {words} {last[key]:{form}}" for key, words, form in named if key in last)
+        out(f"stage   {shown(stage.name)}: best epoch {stage.best_epoch} of {len(stage.history)}{score}")
     out(f"next    {NAME} init --run {shown(target)}")
     return 0
 

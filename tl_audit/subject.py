@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_audit.errors import DataError
+from tl_audit.errors import DataError, ModelError
 from tl_audit.modality.base import Cue, RawBatch, Regions, Samples
 from tl_audit.modality.periods import Periods
+from tl_audit.models.adapters import Adapter, read_adapter
 from tl_audit.models.model import Model
 from tl_audit.records.adaptation import AdaptationRecord
+from tl_audit.records.values import Task, Value
 
 Role = Literal["target", "source", "train", "validation", "ood"]
 ROLES: tuple[Role, ...] = ("target", "source", "train", "validation", "ood")
@@ -56,7 +59,8 @@ class Domain:
     period : "day", "month", "quarter", "year": how long the periods are that dates fall in; None: the values of ``time`` are the periods
     site : (N,) where each sample was taken, or the name of a column; missing ones are "(missing)", a site of its own
     kind : "image", "tabular", "tensor"; None: found from the data
-    options : further reader options (metadata, label column, column roles, label_map, positive, caps; regions, masks, annotations): see ``modality.open_data``
+    options : further reader options (metadata, label column, column roles, label_map, positive, caps; regions, masks, annotations; ``task="regression"``
+        where a label is a number, with its ``unit``): see ``modality.open_data``
 
     Raises
     ------
@@ -82,7 +86,16 @@ class Domain:
 
         try:
             opened = open_data(
-                data, kind=kind, labels=labels, classes=classes, groups=groups, cluster=cluster, time=time, period=period, site=site, **options
+                data,
+                kind=kind,
+                labels=labels,
+                classes=classes,
+                groups=groups,
+                cluster=cluster,
+                time=time,
+                period=period,
+                site=site,
+                **options,
             )
         except DataError as error:
             raise DataError(f"{name}: {error}") from error
@@ -106,6 +119,12 @@ class Domain:
         "(file, reason) found unusable while opening (before any decoding)"
         self.regions: Regions | None = opened.regions
         "boxes or masks of the samples, None where none were given"
+        self.task: Task = opened.task
+        'what a label is: "classification" (labels, classes) or "regression" (values)'
+        self.values: NDArray[np.float64] | None = opened.values
+        "(N,) numbers of a regression, NaN where a row has none; None where unlabelled, or where labels are class names"
+        self.unit: str | None = opened.unit
+        "of the values"
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -113,6 +132,11 @@ class Domain:
     @property
     def kind(self) -> str:
         return self.samples.modality.kind
+
+    @property
+    def labelled(self) -> bool:
+        """Whether rows have a label: a class name or a number."""
+        return self.labels is not None or self.values is not None
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -143,10 +167,12 @@ class Domain:
         part.site = None if self.site is None else self.site[picked]
         part.notes, part.skipped = self.notes, self.skipped
         part.regions = None if self.regions is None else self.regions.select(picked)
+        part.task, part.unit = self.task, self.unit
+        part.values = None if self.values is None else self.values[picked]
         return part
 
     def __repr__(self) -> str:
-        labelled = "unlabelled" if self.labels is None else f"{len(self.classes or ())} classes"
+        labelled = "unlabelled" if not self.labelled else f"{len(self.classes or ())} classes" if self.labels is not None else "values"
         return f"Domain({self.name!r}, {self.kind}, n={len(self)}, {labelled}, groups={list(self.groups)})"
 
 
@@ -155,6 +181,7 @@ class Subject:
     """What is audited. Every part but ``adapted`` and ``target`` may be absent; what needs it is then ``not_evaluated``.
 
     ``adapted``, ``base``, ``previous`` and ``controls`` accept bare ``nn.Module``s (then the target's class order is assumed, with a caveat).
+    ``adapter`` : the low-rank adapters of the adapted model (``read_adapter``), or their folder.
     ``controls`` : {"head": Model, "scratch": Model}. A control that equals the adapted model by design is listed in ``same_as_adapted``.
     """
 
@@ -169,22 +196,34 @@ class Subject:
     ood: Domain | None = None
     record: AdaptationRecord | None = None
     cues: tuple[Cue, ...] = ()
+    adapter: Adapter | None = None
     same_as_adapted: tuple[str, ...] = ()
     run_dir: str | None = None
     title: str | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.adapter, str | Path):
+            object.__setattr__(self, "adapter", read_adapter(self.adapter))
         from tl_audit.models import as_model
 
-        classes = self.target.classes
+        # a base keeps its own outputs; only a bare adapted, previous or control model may assume the target's
+        meant: dict[str, Any] = {"assume_classes": self.target.classes}
+        if self.target.task == "regression":
+            meant = {"assume_value": Value(unit=self.target.unit)}
         for key in ("adapted", "base", "previous"):
             value = getattr(self, key)
             if value is not None:
-                # a base keeps its own classes; only a bare adapted/previous model may assume the target's
-                object.__setattr__(self, key, as_model(value, name=key, assume_classes=classes if key != "base" else None))
-        object.__setattr__(
-            self, "controls", {k: as_model(v, name=f"control:{k}", assume_classes=classes) for k, v in dict(self.controls).items()}
-        )
+                object.__setattr__(self, key, as_model(value, name=key, **(meant if key != "base" else {})))
+        object.__setattr__(self, "controls", {k: as_model(v, name=f"control:{k}", **meant) for k, v in dict(self.controls).items()})
+        if self.adapted.task == "regression" and self.target.task != "regression":
+            raise ModelError(
+                f'{self.adapted.name} gives a number and {self.target.name} does not hold numbers: open it with task="regression"'
+            )
+        if self.adapted.task != "regression" and self.target.task == "regression":
+            raise ModelError(f"{self.target.name} holds numbers and {self.adapted.name} names classes: give Model(..., output=Value())")
+        for role, domain in self.domains.items():
+            if domain.labelled and domain.task != self.target.task:
+                raise DataError(f"the {role} domain {domain.name} is a {domain.task}, the target a {self.target.task}: they must be alike")
 
     def model(self, key: str) -> Model | None:
         """The model behind a key of MODEL_KEYS, None where absent."""
@@ -207,6 +246,17 @@ class Subject:
     def domains(self) -> dict[str, Domain]:
         """All domains present, by role."""
         return {role: d for role in ROLES if (d := self.domain(role)) is not None}
+
+    @property
+    def task(self) -> Task:
+        """What a label of the target is: a class, or a number."""
+        return self.target.task
+
+    @property
+    def unit(self) -> str | None:
+        """Unit of the target's numbers, None where it has none or none was named."""
+        own = self.adapted.output.unit if isinstance(self.adapted.output, Value) else None
+        return self.target.unit or own
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from tl_audit.models.borrow import borrowed
 from tl_audit.models.inference import inference_copy
 from tl_audit.models.model import Model
 from tl_audit.models.outputs import Reading, read_outputs
+from tl_audit.records.values import Output
 
 Quantity = Literal["logit", "probability"]
 _MOST_HALVINGS = 4
@@ -39,7 +40,7 @@ class Evaluator:
     """
 
     net: nn.Module
-    output: str | int | None
+    output: Output
     batch_size: int
     device: torch.device
     dtype: torch.dtype | None
@@ -65,18 +66,18 @@ class Evaluator:
 
         A single binary logit z is explained as -z for the first class and z for the second, so that both have a gradient.
         """
-        return _as_quantity(self._read(x), quantity)
+        return as_quantity(self._read(x), quantity)
 
     def read(self, x: torch.Tensor, quantities: Sequence[Quantity] = ("logit",)) -> tuple[dict[Quantity, torch.Tensor], Reading]:
         """What is explained (B, C) in several quantities, differentiable, and how it was read, of prepared rows: one forward pass."""
         reading = self._read(x)
-        return {q: _as_quantity(reading, q) for q in quantities}, reading
+        return {q: as_quantity(reading, q) for q in quantities}, reading
 
     def both(self, x: torch.Tensor, targets: Targets) -> NDArray[np.float64]:
         """(B, 2) logit and probability of what is explained, without gradients, of one batch; NaN where infinite."""
         with torch.no_grad():
             reading = self._read(self.prepare(x))
-            columns = [targets.pick(_as_quantity(reading, q)).double() for q in ("logit", "probability")]
+            columns = [targets.pick(as_quantity(reading, q)).double() for q in ("logit", "probability")]
         return _known(torch.stack(columns, dim=1))
 
     def _read(self, x: torch.Tensor) -> Reading:
@@ -163,7 +164,10 @@ def _known(scores: torch.Tensor) -> NDArray[np.float64]:
     return np.where(np.isinf(found), np.nan, found)
 
 
-def _as_quantity(reading: Reading, quantity: Quantity) -> torch.Tensor:
+def as_quantity(reading: Reading, quantity: Quantity) -> torch.Tensor:
+    """(B, C) what is explained of an output that was read. Of a value (regression) there is one quantity: the value in its own unit."""
+    if reading.value:
+        return reading.logits
     if quantity == "probability":
         return reading.logits.softmax(dim=1)
     if reading.width == 1:

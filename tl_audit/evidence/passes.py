@@ -20,6 +20,7 @@ from tl_audit.evidence.store import OutputTable, Store, block_count, block_rows,
 from tl_audit.models import forward_with_features, layer_groups, nonfinite, output_notes, tensor_hash
 from tl_audit.models.model import Model
 from tl_audit.records.preprocessing import InputSpec, spec_hash
+from tl_audit.records.values import Value
 from tl_audit.subject import Subject
 
 log = logging.getLogger(__name__)
@@ -198,7 +199,8 @@ class Collector:
                 self._layers[key] = tuple(layer_groups(run.model, example))
             layers = self._layers[key]
             logits, features, by_layer = forward_with_features(run.model, example, layers)
-            notes = output_notes(run.model, example)
+            # where numbers are audited, nobody reads the outputs of a model as scores of classes
+            notes = () if self.subject.task == "regression" else output_notes(run.model, example)
             self.forwards += 1
         except TLAuditError as error:
             self._fail(key, role, error)
@@ -374,7 +376,8 @@ def model_fingerprint(model: Model) -> str:
     settings = {name: _plain_settings(module) for name, module in net.named_modules()}
     classes = sorted({type(module) for module in net.modules()}, key=lambda c: f"{c.__module__}.{c.__qualname__}")
     sources = {f"{c.__module__}.{c.__qualname__}": _source(c) for c in classes if not c.__module__.startswith(("torch.", "torchvision."))}
-    return key_of("model", tensor_hash(net), str(net), settings, sources, model.head, model.output, str(next(iter(_devices(net)), "cpu")))
+    output = model.output.model_dump(mode="json") if isinstance(model.output, Value) else model.output
+    return key_of("model", tensor_hash(net), str(net), settings, sources, model.head, output, str(next(iter(_devices(net)), "cpu")))
 
 
 def _plain_settings(module: nn.Module) -> dict[str, str]:

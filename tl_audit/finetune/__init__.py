@@ -2,7 +2,7 @@
 
 from tl_audit.finetune.adapting import Adaptation, adapt
 from tl_audit.finetune.load import LoadedRun, load_run
-from tl_audit.finetune.plan import Augment, Classification, DataPlan, GroupColumn, Plan, Provenance, Stage, Training
+from tl_audit.finetune.plan import Augment, Classification, DataPlan, GroupColumn, Plan, Provenance, Regression, Stage, Training
 
 __all__ = [
     "Adaptation",
@@ -13,6 +13,7 @@ __all__ = [
     "LoadedRun",
     "Plan",
     "Provenance",
+    "Regression",
     "Stage",
     "Training",
     "adapt",

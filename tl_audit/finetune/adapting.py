@@ -21,10 +21,11 @@ from tl_audit.errors import ConfigError, DataError
 from tl_audit.finetune.base import Base, copy_with_head, open_base, random_start
 from tl_audit.finetune.choose import HEAD, Choice, choose, is_head_only
 from tl_audit.finetune.flops import METHOD, forward_flops, training_flops
-from tl_audit.finetune.inputs import Augmenter, Inputs, Split, align, count_batches, hold_out, task_classes
+from tl_audit.finetune.inputs import Augmenter, Inputs, Split, align, align_values, count_batches, fit_value, hold_out, task_classes
 from tl_audit.finetune.load import load_run
+from tl_audit.finetune.loss import CrossEntropy, NumberLoss, Objective
 from tl_audit.finetune.opening import open_domain, part_of, reader_options
-from tl_audit.finetune.plan import ControlKind, Plan, Stage
+from tl_audit.finetune.plan import ControlKind, Plan, Regression, Stage
 from tl_audit.finetune.progress import Progress, Say, Show
 from tl_audit.finetune.rates import balanced_weights
 from tl_audit.finetune.run_dir import (
@@ -58,6 +59,7 @@ from tl_audit.modality import fit_encoding
 from tl_audit.models import Model, WeightsFile, tensor_hash
 from tl_audit.records.adaptation import AdaptationRecord, ControlRecord, StageRecord, TensorChange
 from tl_audit.records.preprocessing import InputSpec, Preprocessing, TableEncoding, spec_hash
+from tl_audit.records.values import Output, Value
 from tl_audit.subject import Domain
 
 if TYPE_CHECKING:
@@ -105,6 +107,8 @@ class _Material:
     validation: Inputs | None
     notes: list[str] = field(default_factory=list)
     data_in_plan: bool = False
+    value: Value | None = None
+    "how the network's output is read in a regression, None where it scores classes"
 
     @property
     def example(self) -> torch.Tensor:
@@ -186,7 +190,7 @@ def adapt(
     per_epoch = count_batches(len(material.train), plan.training.batch_size)
     with Progress(progress, total=per_epoch * plan.epochs * (1 + len(own))) as show:
         threads = threads_for(chosen_device, one * plan.training.batch_size)
-        job = _job(material, chosen_device, show, adapted.output, threads)
+        job = _job(material, chosen_device, show, adapted.part, threads)
         place = _Place(folder, _key(material, base_hash, chosen_device, threads), resume)
         stages = _stages(adapted.module, plan.stages, choices, job, place, heads=heads, base=_pull(material, heads))
         trained: dict[str, Model] = {}
@@ -234,12 +238,13 @@ def _prepare(plan: Plan, train: Any, validation: Any, *, offline: bool) -> _Mate
     in_plan = train is None
     domain = _domain(plan, "train", train)
     kind = domain.kind
-    classes = task_classes(domain, plan.task.classes)
-    split, notes = align("train", domain, classes)
+    regression = plan.task if isinstance(plan.task, Regression) else None
+    classes = () if regression is not None else task_classes(domain, plan.classes)
+    split, notes = _aligned("train", domain, classes, regression)
     held: Split | None = None
     more: tuple[str, ...] = ()
     if validation is not None or isinstance(plan.data.validation, str):
-        held, more = align("validation", _domain(plan, "validation", validation), classes)
+        held, more = _aligned("validation", _domain(plan, "validation", validation), classes, regression)
     elif plan.data.validation is not None:
         split, held = hold_out(split, float(plan.data.validation), plan.seed)
     if plan.training.early_stop is not None and held is None:
@@ -250,8 +255,8 @@ def _prepare(plan: Plan, train: Any, validation: Any, *, offline: bool) -> _Mate
     encoding: TableEncoding | None = None
     if kind == "tabular" and not runs:
         encoding = fit_encoding(domain, rows=split.rows, categorical_as=plan.data.categorical_as)
-    base = open_base(plan, kind=kind, classes=len(classes), encoding=encoding, offline=offline)
-    if plan.task.head == "keep" and base.model.classes is not None and set(base.model.classes) == set(classes):
+    base = open_base(plan, kind=kind, classes=1 if regression is not None else len(classes), encoding=encoding, offline=offline)
+    if regression is None and plan.task.head == "keep" and base.model.classes is not None and set(base.model.classes) == set(classes):
         # the kept head writes its outputs in the base's order, whatever order the data or the plan has
         split, held = split.reordered(classes, base.model.classes), None if held is None else held.reordered(classes, base.model.classes)
         classes = base.model.classes
@@ -264,20 +269,34 @@ def _prepare(plan: Plan, train: Any, validation: Any, *, offline: bool) -> _Mate
         said += [] if part is None else [f"{part.split.name}: {name} was left out: {reason}" for name, reason in part.dropped[:20]]
     if val is not None and (both := set(inputs.hashes) & set(val.hashes)):
         said.append(f"{len(both)} samples have the same content in train and validation: the validation loss flatters")
-    if len({int(code) for code in inputs.split.labels}) < 2:
+    value: Value | None = None
+    if regression is not None:
+        kept = base.model.output if regression.head == "keep" else None
+        # a kept head goes on in the scale that it was trained in
+        value = kept if isinstance(kept, Value) else fit_value(
+            inputs.split, standardise=regression.standardise, name=plan.data.label, unit=regression.unit or domain.unit
+        )  # fmt: skip
+        for one in (inputs, val):
+            if one is not None:
+                one.standardise(value)
+    elif len({int(code) for code in inputs.split.labels}) < 2:
         raise DataError(f"{domain.name}: all {len(inputs)} training samples are of one class")
-    return _Material(plan, classes, kind, base, spec, inputs, val, said, in_plan)
+    return _Material(plan, classes, kind, base, spec, inputs, val, said, in_plan, value)
+
+
+def _aligned(name: str, domain: Domain, classes: tuple[str, ...], regression: Regression | None) -> tuple[Split, tuple[str, ...]]:
+    return align(name, domain, classes) if regression is None else align_values(name, domain)
 
 
 def _domain(plan: Plan, name: str, given: Any) -> Domain:
     if isinstance(given, Domain):
         return given
     if given is not None:
-        return Domain(name, given, classes=plan.task.classes, kind=plan.kind, **reader_options(plan))
+        return Domain(name, given, classes=plan.classes, kind=plan.kind, **reader_options(plan))
     path = plan.data.train if name == "train" else plan.data.validation
     if not isinstance(path, str):
         raise ConfigError(f"no {name} data: give [data] {name} in the plan, or {name}= in Python")
-    return open_domain(plan, name, path, classes=plan.task.classes)
+    return open_domain(plan, name, path, classes=plan.classes)
 
 
 def _spec(
@@ -341,10 +360,33 @@ def _key(material: _Material, base_hash: str, device: str, threads: int | None) 
     return stage_key(material.plan.sha256, *data, rows, base_hash, spec_hash(material.spec), material.classes, *machine)
 
 
-def _job(material: _Material, device: str, progress: Progress, output: str | int | None, threads: int | None) -> Job:
+def _job(material: _Material, device: str, progress: Progress, part: str | int | None, threads: int | None) -> Job:
     from tl_audit.finetune.engine import Job
 
+    # trained on the scale of the network's output, which has mean 0 and scale 1 there
+    output: Output = part if material.value is None else Value(part=part)
+    objective, sampler = _objective(material)
+    return Job(
+        train=material.train,
+        validation=material.validation,
+        classes=len(material.classes),
+        objective=objective,
+        sampler=sampler,
+        training=material.plan.training,
+        seed=material.plan.seed,
+        device=device,
+        progress=progress,
+        output=output,
+        threads=threads,
+    )
+
+
+def _objective(material: _Material) -> tuple[Objective, str | None]:
+    """What the fits make small, and how samples are drawn for it."""
     task = material.plan.task
+    if isinstance(task, Regression):
+        assert material.value is not None
+        return NumberLoss(task.loss, task.delta, material.value.scale), None
     counts = np.bincount(material.train.split.labels, minlength=len(material.classes)).tolist()
     weights: tuple[float, ...] | None = None
     if task.class_weights == "balanced":
@@ -355,21 +397,7 @@ def _job(material: _Material, device: str, progress: Progress, output: str | int
         weights = tuple(float(task.class_weights[name]) for name in material.classes)
     # balance by drawing must not be undone by a validation loss that the majority rules
     judged = weights if task.sampler is None else tuple(balanced_weights(counts))
-    return Job(
-        train=material.train,
-        validation=material.validation,
-        classes=len(material.classes),
-        class_weights=weights,
-        validation_weights=judged,
-        label_smoothing=task.label_smoothing,
-        sampler=task.sampler,
-        training=material.plan.training,
-        seed=material.plan.seed,
-        device=device,
-        progress=progress,
-        output=output,
-        threads=threads,
-    )
+    return CrossEntropy(weights, judged, task.label_smoothing), task.sampler
 
 
 def _pull(material: _Material, heads: Sequence[str]) -> Tensors | None:
@@ -392,6 +420,7 @@ def _start(material: _Material) -> tuple[Model, ModelForm]:
         example=material.example,
         seed=plan.seed,
         spec=material.spec,
+        value=material.value,
     )
 
 
@@ -518,8 +547,14 @@ def _record(material: _Material, adapted: Model, facts: _Facts) -> AdaptationRec
         plan=plan.model_dump(mode="json"),
         kind=material.kind,
         setting="inductive",
-        classes=material.classes,
-        class_source="base" if plan.task.head == "keep" else "declared" if plan.task.classes is not None else "data",
+        classes=material.classes or None,
+        class_source=None
+        if material.value is not None
+        else "base"
+        if plan.task.head == "keep"
+        else "declared"
+        if plan.classes is not None
+        else "data",
         train=material.train.record(material.classes),
         validation=None if material.validation is None else material.validation.record(material.classes),
         preprocessing={} if spec is None else spec.model_dump(mode="json"),
@@ -531,7 +566,7 @@ def _record(material: _Material, adapted: Model, facts: _Facts) -> AdaptationRec
         parameters=sum(parameters.values()),
         architecture_changes=architecture_changes(base.model.module, adapted.module, new=facts.heads if plan.task.head == "new" else ()),
         head=adapted.head,
-        task={**plan.task.model_dump(mode="json"), "classes": list(material.classes), "positive": plan.positive},
+        task=_task(material),
         training=plan.training.model_dump(mode="json"),
         seeds={"plan": plan.seed},
         flops=facts.flops,
@@ -547,6 +582,14 @@ def _record(material: _Material, adapted: Model, facts: _Facts) -> AdaptationRec
         peak_memory_bytes=_peak_memory(facts.device),
         notes=tuple(dict.fromkeys(material.notes)),
     )
+
+
+def _task(material: _Material) -> dict[str, Any]:  # Any: plain JSON values
+    """The task as it was carried out: with its classes, or with the scale that values were trained on."""
+    asked = material.plan.task.model_dump(mode="json")
+    if material.value is not None:
+        return {**asked, "value": material.value.model_dump(mode="json", exclude={"kind", "part"})}
+    return {**asked, "classes": list(material.classes), "positive": material.plan.positive}
 
 
 def _method(plan: Plan, base: Base, moved: set[str], parameters: Mapping[str, int]) -> Any:
@@ -615,10 +658,10 @@ def _rows(material: _Material) -> list[Row]:
         if inputs is None:
             continue
         split = inputs.split
+        labels = inputs.label_texts(material.classes)
         for at, row in enumerate(split.rows.tolist()):
             cluster = None if split.domain.cluster is None else split.domain.cluster[row]
-            label = material.classes[int(split.labels[at])]
-            rows.append(Row(split.domain.ids[row], split.name, label, None if cluster is None else str(cluster), inputs.hashes[at]))
+            rows.append(Row(split.domain.ids[row], split.name, labels[at], None if cluster is None else str(cluster), inputs.hashes[at]))
     return rows
 
 
@@ -632,7 +675,7 @@ def _finished(folder: Path, material: _Material, base_hash: str, kinds: Sequence
         and record.train == material.train.record(material.classes)
         and record.validation == (None if material.validation is None else material.validation.record(material.classes))
         and record.base_tensors_sha256 == base_hash
-        and record.classes == material.classes
+        and record.classes == (material.classes or None)
         and {control.kind for control in record.controls} == set(kinds)
         and record.versions.get("torch") == _versions().get("torch")
     )

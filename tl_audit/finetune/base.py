@@ -28,6 +28,7 @@ from tl_audit.models import (
     swap_head,
 )
 from tl_audit.records.preprocessing import InputSpec, TableEncoding
+from tl_audit.records.values import Output, Value
 
 
 @dataclass(frozen=True)
@@ -135,16 +136,30 @@ def build_form(
 
 
 def copy_with_head(
-    base: Base, *, classes: tuple[str, ...], keep: bool, example: torch.Tensor, seed: int, spec: InputSpec | None
+    base: Base,
+    *,
+    classes: tuple[str, ...],
+    keep: bool,
+    example: torch.Tensor,
+    seed: int,
+    spec: InputSpec | None,
+    value: Value | None = None,
 ) -> tuple[Model, ModelForm]:
-    """A copy of the base for the target's classes: with a new head drawn from the seed, or with its own where ``keep``.
+    """A copy of the base for the target's classes, or for one ``value``: with a new head drawn from the seed, or with its own where ``keep``.
 
     Raises
     ------
-    ConfigError : ``keep`` and the class names differ
+    ConfigError : ``keep`` and the class names differ, or one side gives a number and the other does not
     """
     module = copy.deepcopy(base.model.module)
-    if keep:
+    if keep and value is not None:
+        if base.model.task != "regression":
+            raise ConfigError(
+                '[task] head = "keep" needs a base that gives one number: its model says output=Value(), or it is a run of a regression'
+            )
+        heads = base.form.heads or ((base.model.head or find_head(base.model, example)),)
+        new_head = base.form.new_head
+    elif keep:
         if base.model.classes is None or set(base.model.classes) != set(classes):
             have = "are not known" if base.model.classes is None else f"are {list(base.model.classes)[:10]}"
             raise ConfigError(f"[task] head = \"keep\" needs equal class names: the base's {have}, the task's are {list(classes)[:10]}")
@@ -152,23 +167,27 @@ def copy_with_head(
         new_head = base.form.new_head
     else:
         arch = base.form.arch
+        width = 1 if value is not None else len(classes)
         # where the architecture is known by name, its auxiliary heads are known too
         known = arch.startswith(("torchvision:", "tl_audit:")) or base.model.head is None
         try:
             with _seeded(seed, "head"):
-                heads = swap_head(module, arch, len(classes), head=None if known else base.model.head, example=example)
+                heads = swap_head(module, arch, width, head=None if known else base.model.head, example=example)
         except ModelError as error:
             raise ConfigError(f"{base.identity}: no new head can be put in ({error})") from error
-        new_head = len(classes)
-    form = base.form.model_copy(update={"classes": classes, "head": heads[0], "heads": tuple(heads), "new_head": new_head})
+        new_head = width
+    output: Output = base.model.part if value is None else value.model_copy(update={"part": base.model.part})
+    form = base.form.model_copy(
+        update={"classes": classes or None, "head": heads[0], "heads": tuple(heads), "new_head": new_head, "output": output}
+    )
     model = Model(
         module,
-        classes=classes,
+        classes=classes or None,
         preprocessing=spec,
         head=heads[0],
         name="adapted",
         arch=base.form.arch,
-        output=base.model.output,
+        output=output,
         facts={"heads": list(heads)},
     )
     return model, form
@@ -186,7 +205,12 @@ def random_start(base: Base, adapted: Model, form: ModelForm, *, kind: str, seed
         with _seeded(seed, "scratch"):
             encoding = spec if isinstance(spec, TableEncoding) else None
             fresh = build(
-                arch, num_classes=len(adapted.classes or ()), kind=kind, encoding=encoding, input_size=form.input_size, **form.settings
+                arch,
+                num_classes=1 if adapted.task == "regression" else len(adapted.classes or ()),
+                kind=kind,
+                encoding=encoding,
+                input_size=form.input_size,
+                **form.settings,
             )
         if {n: t.shape for n, t in fresh.module.state_dict().items()} != {n: t.shape for n, t in adapted.module.state_dict().items()}:
             raise ConfigError(f"{arch}: its random start has other tensors than the adapted model")

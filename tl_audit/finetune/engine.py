@@ -22,17 +22,18 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from torch import nn
 
 from tl_audit.errors import ConfigError, Interrupted, ModelError
 from tl_audit.finetune.choose import Choice, freeze, set_modes
 from tl_audit.finetune.inputs import Batches, Inputs, count_batches, key_seed
+from tl_audit.finetune.loss import Objective
 from tl_audit.finetune.plan import Stage, Training
 from tl_audit.finetune.progress import Progress
 from tl_audit.finetune.rates import Schedule, layer_order, layer_rates, optimiser, parameter_groups, rate_factor
 from tl_audit.models import outputs
+from tl_audit.records.values import Output
 
 AUXILIARY = {"aux_logits": 0.4, "aux_logits1": 0.3, "aux_logits2": 0.3}
 "weight of auxiliary heads in the loss (Szegedy 2015, arXiv:1409.4842, section 5; Inception v3: torchvision's training reference)"
@@ -48,15 +49,14 @@ class Job:
     train: Inputs
     validation: Inputs | None
     classes: int
-    class_weights: tuple[float, ...] | None
-    validation_weights: tuple[float, ...] | None
-    label_smoothing: float
+    "0 in a regression"
+    objective: Objective
     sampler: str | None
     training: Training
     seed: int
     device: str
     progress: Progress
-    output: str | int | None = None
+    output: Output = None
     threads: int | None = None
     "CPU threads of the fits; None: torch's own setting"
 
@@ -180,8 +180,6 @@ class _Fit(pl.LightningModule):
         self.rates = layer_rates(layer_order(network, heads), choice.trainable, stage.lr, stage.layer_decay)
         self._base = dict(base) if job.training.l2sp > 0 else {}
         self._pulled: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._weights: torch.Tensor | None = None
-        self._validation_weights: torch.Tensor | None = None
         self._sums: list[torch.Tensor] = []
         self._val: list[torch.Tensor] = []
         self.history: list[dict[str, float]] = []
@@ -210,11 +208,6 @@ class _Fit(pl.LightningModule):
         return {"optimizer": chosen, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        job = self._job
-        if job.class_weights is not None:
-            self._weights = torch.tensor(job.class_weights, device=self.device)
-        if job.validation_weights is not None:
-            self._validation_weights = torch.tensor(job.validation_weights, device=self.device)
         self._pulled = [(parameter, start.to(parameter.device)) for parameter, start in self._pulled]
 
     def on_train_epoch_start(self) -> None:
@@ -227,11 +220,12 @@ class _Fit(pl.LightningModule):
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int) -> torch.Tensor:
         inputs, labels = batch
         raw = self.network(inputs)
-        loss = self._loss(outputs(raw, self._job.output), labels)
+        objective = self._job.objective
+        loss = objective.loss(outputs(raw, self._job.output), labels)
         for name, weight in AUXILIARY.items():
             side = getattr(raw, name, None)
             if isinstance(side, torch.Tensor):
-                loss = loss + weight * self._loss(side, labels)
+                loss = loss + weight * objective.loss(side, labels)
         self._sums.append(torch.stack([loss.detach() * len(labels), torch.tensor(float(len(labels)), device=loss.device)]))
         if self._pulled:
             loss = loss + l2sp_penalty(self._pulled, self._job.training.l2sp)
@@ -247,21 +241,14 @@ class _Fit(pl.LightningModule):
 
     def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int) -> None:
         inputs, labels = batch
-        logits = outputs(self.network(inputs), self._job.output).float()
-        each = F.cross_entropy(logits, labels, reduction="none")
-        weight = torch.ones_like(each) if self._validation_weights is None else self._validation_weights[labels]
-        right = (logits.argmax(dim=1) == labels).sum()
-        self._val.append(
-            torch.stack([(each * weight).sum(), weight.sum(), right.to(each.dtype), torch.tensor(float(len(labels)), device=each.device)])
-        )
+        self._val.append(self._job.objective.sums(outputs(self.network(inputs), self._job.output), labels))
 
     def on_train_epoch_end(self) -> None:
         total, seen = torch.stack(self._sums).double().sum(dim=0).tolist()
         row = {"epoch": float(self.current_epoch + 1), "train_loss": total / seen, "lr": float(self._rate)}
         if self._val:
-            loss, weight, right, n = torch.stack(self._val).double().sum(dim=0).tolist()
-            row["val_loss"] = loss / weight if weight else math.nan
-            row["val_accuracy"] = right / n
+            loss, weight, score, n = torch.stack(self._val).double().sum(dim=0).tolist()
+            row |= self._job.objective.read(loss, weight, score, n)
         for key in ("train_loss", "val_loss"):
             if not math.isfinite(row.get(key, 0.0)):
                 raise ModelError(
@@ -284,9 +271,6 @@ class _Fit(pl.LightningModule):
         patience = self._job.training.early_stop
         if patience is not None and self._epochs_since_best >= patience:
             self.trainer.should_stop = True
-
-    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(logits.float(), labels, weight=self._weights, label_smoothing=self._job.label_smoothing)
 
 
 def l2sp_penalty(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], weight: float) -> torch.Tensor:

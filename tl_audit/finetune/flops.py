@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from tl_audit.finetune.choose import Choice, freeze, set_modes
 from tl_audit.models import outputs
+from tl_audit.records.values import Output
 
 METHOD = "torch.utils.flop_counter: one multiply-add is 2 FLOP; forward and backward of one batch on a copy, times the samples seen; optimiser not counted"
 
@@ -30,7 +30,7 @@ def forward_flops(network: nn.Module, inputs: torch.Tensor) -> float:
     return float(counter.get_total_flops()) / len(inputs)
 
 
-def training_flops(network: nn.Module, choice: Choice, inputs: torch.Tensor, *, output: str | int | None = None) -> float:
+def training_flops(network: nn.Module, choice: Choice, inputs: torch.Tensor, *, output: Output = None) -> float:
     """FLOP of one forward and backward pass per sample while these parameters move.
 
     What comes out is F_all + F_back + F_train: everything forward, activation gradients down to the lowest moving layer, weight gradients of moving layers.
@@ -42,6 +42,6 @@ def training_flops(network: nn.Module, choice: Choice, inputs: torch.Tensor, *, 
     freeze(twin, choice)
     set_modes(twin, choice)
     with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
-        logits = outputs(twin(inputs), output)
-        F.cross_entropy(logits, torch.zeros(len(inputs), dtype=torch.long)).backward()  # type: ignore[no-untyped-call]
+        # any loss serves: what is counted lies before it
+        outputs(twin(inputs), output).square().mean().backward()  # type: ignore[no-untyped-call]
     return float(counter.get_total_flops()) / len(inputs)

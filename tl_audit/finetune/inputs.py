@@ -6,7 +6,7 @@ import difflib
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,11 @@ from tl_audit.measures.sampling import generator, split_by_cluster
 from tl_audit.modality.base import RawBatch
 from tl_audit.records.adaptation import DataRecord
 from tl_audit.records.preprocessing import InputSpec
+from tl_audit.records.values import Value
 from tl_audit.subject import Domain
 
 IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
 CHUNK = 256
 
 
@@ -32,19 +34,22 @@ class Split:
     Attributes
     ----------
     rows : (n,) row numbers in the domain, all labelled
-    labels : (n,) indices into the task's classes
+    labels : (n,) indices into the task's classes; all 0 in a regression
+    values : (n,) numbers of a regression in their own unit, None where labels are classes
     """
 
     name: str
     domain: Domain
     rows: IntArray
     labels: IntArray
+    values: FloatArray | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def take(self, positions: IntArray | NDArray[np.bool_]) -> Split:
-        return Split(self.name, self.domain, self.rows[positions], self.labels[positions])
+        values = None if self.values is None else self.values[positions]
+        return Split(self.name, self.domain, self.rows[positions], self.labels[positions], values)
 
     def reordered(self, classes: Sequence[str], order: Sequence[str]) -> Split:
         """The same rows with labels as indices into ``order``, the same names in another order."""
@@ -60,6 +65,8 @@ def task_classes(domain: Domain, declared: Sequence[str] | None) -> tuple[str, .
     DataError : the data has no labels, or fewer than two classes
     """
     if domain.labels is None:
+        if domain.task == "regression":
+            raise DataError(f'{domain.name}: holds numbers, the plan names classes: give task=Regression(), or [task] kind = "regression"')
         raise DataError(f"{domain.name}: has no labels, fine-tuning needs them: use class folders, [data] label, or labels=")
     if declared is not None:
         return tuple(declared)
@@ -98,6 +105,38 @@ def align(name: str, domain: Domain, classes: Sequence[str]) -> tuple[Split, tup
     return Split(name, domain, rows, codes), tuple(notes)
 
 
+def align_values(name: str, domain: Domain) -> tuple[Split, tuple[str, ...]]:
+    """All rows of a domain that have a value; and notes on what was left out.
+
+    Raises
+    ------
+    DataError : the domain names classes or holds no values
+    """
+    if domain.task != "regression":
+        raise DataError(f'{domain.name}: its labels are class names, the plan is a regression: open it with task="regression"')
+    if domain.values is None:
+        raise DataError(f"{domain.name}: has no values, fine-tuning needs them: name their column with [data] label, or give labels=")
+    rows = np.flatnonzero(~np.isnan(domain.values)).astype(np.int64)
+    missing = len(domain) - len(rows)
+    notes = (f"{name}: {missing} of {len(domain)} rows have no value and were left out",) if missing else ()
+    return Split(name, domain, rows, np.zeros(len(rows), dtype=np.int64), domain.values[rows]), notes
+
+
+def fit_value(split: Split, *, standardise: bool, name: str | None, unit: str | None) -> Value:
+    """How values become what the network is trained on: mean and standard deviation (n - 1) of the training part.
+
+    Raises
+    ------
+    DataError : fewer than two rows, or all values are equal
+    """
+    assert split.values is not None
+    spread = float(split.values.std(ddof=1)) if len(split) > 1 else 0.0
+    if spread <= 1e-12 * max(1.0, float(np.abs(split.values).max())):
+        raise DataError(f"{split.domain.name}: all {len(split)} training values are equal: there is nothing to learn")
+    mean, scale = (float(split.values.mean()), spread) if standardise else (0.0, 1.0)
+    return Value(mean=mean, scale=scale, name=name, unit=unit)
+
+
 def hold_out(split: Split, share: float, seed: int) -> tuple[Split, Split]:
     """(train, validation): about ``share`` of the rows for validation, clusters kept whole; without clusters, by class.
 
@@ -120,10 +159,7 @@ def hold_out(split: Split, share: float, seed: int) -> tuple[Split, Split]:
         raise DataError(
             f"{split.domain.name}: {n} rows cannot be split into training and {share:.0%} validation: give more data or a validation path"
         )
-    train, validation = split.take(~held), split.take(held)
-    return Split("train", train.domain, train.rows, train.labels), Split(
-        "validation", validation.domain, validation.rows, validation.labels
-    )
+    return replace(split.take(~held), name="train"), replace(split.take(held), name="validation")
 
 
 class Inputs:
@@ -184,6 +220,11 @@ class Inputs:
         self._encoded = torch.cat(encoded) if encoded is not None else None
         self.labels = torch.from_numpy(self.split.labels.copy())
 
+    def standardise(self, value: Value) -> None:
+        """From here on ``labels`` are the values (float32) as the network shall give them."""
+        assert self.split.values is not None
+        self.labels = torch.from_numpy(value.standardised(self.split.values).astype(np.float32))
+
     def __len__(self) -> int:
         return len(self.split)
 
@@ -212,7 +253,8 @@ class Inputs:
 
     def record(self, classes: Sequence[str]) -> DataRecord:
         """Fingerprint of the split: SHA-256 of the sorted content hashes with labels."""
-        pairs = sorted(f"{digest}:{classes[code]}" for digest, code in zip(self.hashes, self.split.labels, strict=True))
+        values = self.split.values
+        pairs = sorted(f"{digest}:{label}" for digest, label in zip(self.hashes, self.label_texts(classes), strict=True))
         counts = Counter(int(code) for code in self.split.labels)
         cluster = self.split.domain.cluster
         return DataRecord(
@@ -221,7 +263,15 @@ class Inputs:
             sha256=hashlib.sha256("\n".join(pairs).encode()).hexdigest(),
             class_counts={label: counts.get(i, 0) for i, label in enumerate(classes)},
             clusters=None if cluster is None else len({str(c) for c in cluster[self.split.rows]}),
+            value_mean=None if values is None else float(values.mean()),
+            value_sd=None if values is None or len(values) < 2 else float(values.std(ddof=1)),
         )
+
+    def label_texts(self, classes: Sequence[str]) -> list[str]:
+        """Labels as text: class names, or the numbers of a regression."""
+        if self.split.values is not None:
+            return [repr(v) for v in self.split.values.tolist()]
+        return [classes[code] for code in self.split.labels]
 
 
 class Augmenter:

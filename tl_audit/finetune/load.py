@@ -73,7 +73,7 @@ class LoadedRun:
         own_path = (
             self.plan.data.validation if split == "validation" and isinstance(self.plan.data.validation, str) else self.plan.data.train
         )
-        domain = open_domain(self.plan, split, own_path, classes=self.classes)
+        domain = open_domain(self.plan, split, own_path, classes=self.classes or None)
         place = {sample: row for row, sample in enumerate(domain.ids)}
         absent = [sample for sample in mine["id"] if sample not in place]
         if absent:

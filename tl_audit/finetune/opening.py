@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_audit.errors import ConfigError
-from tl_audit.finetune.plan import Plan
+from tl_audit.finetune.plan import Plan, Regression
 from tl_audit.subject import Domain
 
 IntArray = NDArray[np.int64]
@@ -33,11 +33,15 @@ def reader_options(plan: Plan) -> dict[str, Any]:  # Any: see modality.open_data
         options["metadata"] = plan.path(data.metadata)
     if plan.positive is not None:
         options["positive"] = plan.positive
+    if isinstance(plan.task, Regression):
+        options["task"] = "regression"
+        if plan.task.unit is not None:
+            options["unit"] = plan.task.unit
     return options
 
 
 def part_of(domain: Domain, name: str, rows: IntArray) -> Domain:
     """A domain of these rows, with their labels, groups and clusters."""
-    if domain.labels is None:
+    if not domain.labelled:
         raise ConfigError(f"{domain.name}: has no labels")
     return domain.subset(rows, name=name)

@@ -155,6 +155,58 @@ class Classification(PlanPart):
         return self
 
 
+class Regression(PlanPart):
+    """The task: one number per sample, and how the loss counts errors.
+
+    The column of numbers is the data's ``label``. The network is trained on the standardised target; what it gives is put back into the
+    target's own unit wherever it is read.
+
+    Parameters
+    ----------
+    loss : "mse" squared, "mae" absolute, "huber" squared up to ``delta`` and absolute beyond
+    delta : of "huber", in units of the network's output (standard deviations of the target where it is standardised)
+    standardise : subtract mean and divide by standard deviation of the target, both of the training part alone
+    head : "new" (always, by default) or "keep" the base's head, only where the base gives one number too
+    unit : of the target, as reports print it
+    """
+
+    where: ClassVar[str] = "[task]"
+    refused: ClassVar[Mapping[str, str]] = {
+        name: f'{name} is of a task with classes, and kind = "regression" has none: leave it out'
+        for name in ("classes", "class_weights", "sampler", "label_smoothing", "positive")
+    }
+    elsewhere: ClassVar[Mapping[str, str]] = {"label": "[data]", "target": "[data], as label", "column": "[data], as label"}
+
+    kind: Literal["regression"] = "regression"
+    loss: Literal["mse", "mae", "huber"] = "mse"
+    delta: float = Field(default=1.0, gt=0)
+    standardise: bool = True
+    head: Literal["new", "keep"] = "new"
+    unit: str | None = None
+
+    def __init__(self, loss: str = "mse", **rest: Any) -> None:
+        super().__init__(loss=loss, **rest)
+
+    @model_validator(mode="after")
+    def _delta_has_a_loss(self) -> Regression:
+        if "delta" in self.model_fields_set and self.loss != "huber":
+            raise ValueError('delta is of loss = "huber": choose that loss, or leave delta out')
+        return self
+
+
+def _task(value: Any) -> Any:  # Any: a task, or the table [task] of a plan.toml
+    """A task from its table: ``kind`` says which, classification where it says nothing."""
+    if not isinstance(value, Mapping):
+        return value
+    rest = {key: entry for key, entry in value.items() if key != "kind"}
+    kind = value.get("kind", "classification")
+    if kind == "classification":
+        return Classification.model_validate(rest)
+    if kind == "regression":
+        return Regression.model_validate(rest)
+    raise ConfigError(f'[task] kind is {kind!r}: expected "classification" or "regression"')
+
+
 class GroupColumn(PlanPart):
     """A group column whose numbers are put into bins: ``{column = "age", bins = [45, 55]}``."""
 
@@ -195,6 +247,13 @@ class DataPlan(PlanPart):
         if isinstance(value, Mapping) and "column" not in value:
             return value
         return (value,) if isinstance(value, str | Mapping) else value
+
+    @field_validator("label", mode="before")
+    @classmethod
+    def _one_label(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            raise ValueError(f"one column holds the labels; {len(value)} were named (of several targets each needs its own plan)")
+        return value
 
     @field_validator("label_map", mode="before")
     @classmethod
@@ -320,6 +379,8 @@ class Plan(PlanPart):
         "class_weights": "[task]",
         "sampler": "[task]",
         "label_smoothing": "[task]",
+        "loss": "[task]",
+        "standardise": "[task]",
         "train": "[data]",
         "validation": "[data]",
         "label": "[data]",
@@ -336,7 +397,7 @@ class Plan(PlanPart):
     }
 
     base: Any  # Any: str, Model or nn.Module, checked below
-    task: Classification = Field(default_factory=Classification)
+    task: Classification | Regression = Field(default_factory=Classification)
     stages: tuple[Stage, ...] = Field(min_length=1)
     weights: str | None = None
     kind: Literal["image", "tabular", "text", "tensor"] | None = None
@@ -364,6 +425,11 @@ class Plan(PlanPart):
             )
         return value
 
+    @field_validator("task", mode="before")
+    @classmethod
+    def _task_of_its_kind(cls, value: Any) -> Any:
+        return _task(value)
+
     @field_validator("controls")
     @classmethod
     def _controls_once(cls, value: tuple[ControlKind, ...]) -> tuple[ControlKind, ...]:
@@ -378,7 +444,11 @@ class Plan(PlanPart):
                 raise ValueError("weights: a run brings its own weights, leave the key out")
         elif self.weights is not None:
             raise ValueError("weights: a live module brings its own weights, leave the argument out")
-        if self.task.positive is not None and self.data.positive is not None and self.task.positive != self.data.positive:
+        if isinstance(self.task, Regression):
+            for name in ("positive", "label_map"):
+                if getattr(self.data, name) is not None:
+                    raise ValueError(f'[data] {name} is of a task with classes, and [task] kind = "regression" has none: leave it out')
+        elif self.task.positive is not None and self.data.positive is not None and self.task.positive != self.data.positive:
             raise ValueError(f"[task] positive is {self.task.positive!r}, [data] positive is {self.data.positive!r}")
         return self
 
@@ -399,7 +469,12 @@ class Plan(PlanPart):
 
     @property
     def positive(self) -> str | None:
-        return self.task.positive or self.data.positive
+        return None if isinstance(self.task, Regression) else self.task.positive or self.data.positive
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The classes that the plan declares; None: those of the data, or a regression, which has none."""
+        return None if isinstance(self.task, Regression) else self.task.classes
 
     @property
     def folder(self) -> Path:
@@ -453,18 +528,20 @@ class Plan(PlanPart):
         data = self.model_dump(mode="json", exclude_defaults=True)
         data.setdefault("base", live_name(self.base) if not isinstance(self.base, str) else self.base)
         data.setdefault("seed", self.seed)
+        if isinstance(self.task, Regression):
+            data["task"] = {"kind": "regression", **data.get("task", {})}
         return toml_text(data)
 
 
 def _without_defaults(values: dict[str, Any]) -> dict[str, Any]:
     """Tables of plan.toml as their records, so that an error names its table (and its place in [[stages]])."""
-    parts: dict[str, type[PlanPart]] = {"task": Classification, "data": DataPlan, "training": Training, "provenance": Provenance}
+    parts: dict[str, type[PlanPart]] = {"data": DataPlan, "training": Training, "provenance": Provenance}
     out = dict(values)
-    for key, part in parts.items():
+    for key in ("task", *parts):
         if key in out:
             if not isinstance(out[key], dict):
                 raise ConfigError(f"{key!r} must be a table: write [{key}]")
-            out[key] = part.model_validate(out[key])
+            out[key] = _task(out[key]) if key == "task" else parts[key].model_validate(out[key])
     if "stages" in out:
         if not isinstance(out["stages"], list) or not all(isinstance(entry, dict) for entry in out["stages"]):
             raise ConfigError("'stages' must be tables: write [[stages]]")

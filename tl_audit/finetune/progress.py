@@ -76,7 +76,8 @@ class Progress:
         """One epoch is done; ``row`` is its line of the history."""
         parts = [f"{self._what}: epoch {number}/{epochs}", f"loss {row['train_loss']:.4f}"]
         if "val_loss" in row:
-            parts.append(f"validation {row['val_loss']:.4f} ({row['val_accuracy']:.1%} right)")
+            score = f"{row['val_accuracy']:.1%} right" if "val_accuracy" in row else f"mean error {row['val_mae']:.4g}"
+            parts.append(f"validation {row['val_loss']:.4f} ({score})")
         parts.append(f"about {duration(self.seconds_left())} left")
         self.say(" · ".join(parts))
 

@@ -23,6 +23,7 @@ from tl_audit.records.adaptation import AdaptationRecord, StageRecord
 from tl_audit.records.base import Record
 from tl_audit.records.preprocessing import Preprocessing, TableEncoding, TensorInput
 from tl_audit.records.schema import canonical_json
+from tl_audit.records.values import Output
 
 ADAPTED, BASE = "adapted.safetensors", "base.safetensors"
 RECORD, PLAN, ENCODING, SAMPLES, MANIFEST = "adaptation.json", "plan.toml", "encoding.json", "samples.parquet", "manifest.json"
@@ -52,7 +53,7 @@ class ModelForm(Record):
     "width of the head that replaced the constructor's; None: it was kept"
     input_size: int | None = None
     settings: Mapping[str, Any] = Field(default_factory=dict)
-    output: str | int | None = None
+    output: Output = None
 
 
 class Encoding(Record):
@@ -88,7 +89,7 @@ class StageState(Record):
 
 
 class Row(NamedTuple):
-    """One sample of samples.parquet."""
+    """One sample of samples.parquet. ``label`` is a class name, or in a regression the number as text."""
 
     id: str
     split: str

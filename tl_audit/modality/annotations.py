@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,6 +108,42 @@ def resolve_labels(
     if missing:
         notes.append(f"{missing} rows have no label")
     return Labels(np.array(texts, dtype=object), given if given is not None else tuple(found), tuple(notes))
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What a regression is to predict: (N,) float64 ``values``, NaN where a row has none; None where no row has one."""
+
+    values: NDArray[np.float64] | None
+    notes: tuple[str, ...] = ()
+
+
+def resolve_values(raw: Cells, what: str, *, na: Collection[str] = _NO_GROUP, rows: NDArray[np.int64] | None = None) -> Numbers:
+    """The numbers of a column; missing cells are rows without a value.
+
+    Parameters
+    ----------
+    na : texts that mean missing, lower case
+    rows : place of each sample in the column, -1 where it has none; None: the column's own rows
+
+    Raises
+    ------
+    DataError : a cell that is neither missing nor a finite number; names the row
+    """
+    numbers, wrong = raw.as_numbers(na)
+    if wrong:
+        row, text = next(iter(wrong.items()))
+        raise DataError(
+            f'{what} holds {text!r} in row {row}, which is no number: task = "regression" needs one number per row '
+            "(an empty cell where there is none); leave task out where the column names classes"
+        )
+    if np.isinf(numbers).any():
+        raise DataError(f"{what} is infinite in row {int(np.flatnonzero(np.isinf(numbers))[0])}: a value must be finite, or missing")
+    numbers = np.array(numbers if rows is None else np.append(numbers, np.nan)[rows], dtype=np.float64)
+    missing = int(np.isnan(numbers).sum())
+    if missing == numbers.size:
+        return Numbers(None, ("every value is missing: the data are unlabelled",))
+    return Numbers(numbers, (f"{missing} rows have no value",) if missing else ())
 
 
 def clean_groups(values: Any, n: int, what: str) -> NDArray[np.object_]:  # Any: see one_dimensional

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tl_audit.errors import DataError
 from tl_audit.modality.annotations import (
     Joined,
     Labels,
+    Numbers,
     clean_cluster,
     clean_groups,
     column_values,
@@ -22,18 +24,20 @@ from tl_audit.modality.annotations import (
     one_dimensional,
     resolve_groups,
     resolve_labels,
+    resolve_values,
 )
 from tl_audit.modality.base import Caps, Modality, Regions, Samples
-from tl_audit.modality.cells import TABLE_SUFFIXES, Frame, frame_of, read_table
+from tl_audit.modality.cells import TABLE_SUFFIXES, Cells, Frame, cells_of, frame_of, read_table
 from tl_audit.modality.image import IMAGE, SUFFIXES, ImageArrays, ImageFiles, list_images
-from tl_audit.modality.options import caps_of, require_known, suggest
+from tl_audit.modality.options import caps_of, require_column, require_known, suggest
 from tl_audit.modality.periods import Periods, periods_of
 from tl_audit.modality.region_files import BOXES, gathered, regions_of
 from tl_audit.modality.tabular import TABULAR, Roles, table_samples
 from tl_audit.modality.tensors import TENSOR, Tensors, TensorSamples
+from tl_audit.records.values import TASKS, Task
 
 MODALITIES: tuple[Modality, ...] = (IMAGE, TABULAR, TENSOR)
-_COMMON = ("metadata", "label", "id", "label_map", "positive", "caps")
+_COMMON = ("metadata", "label", "id", "label_map", "positive", "caps", "task", "unit")
 _REGIONS = ("regions", "masks", "annotations")
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "image": (*_COMMON, *_REGIONS),
@@ -63,6 +67,9 @@ class Opened:
     notes : what was inferred, left out or joined
     skipped : (file or key, reason) that gave no sample
     regions : boxes or masks of the samples, None where none were given
+    task : what a label is: a class name, or (where asked for) a number
+    values : (N,) numbers of a regression, NaN entries without one; None where the data are unlabelled or name classes
+    unit : of the values, as given
     """
 
     samples: Samples
@@ -74,6 +81,9 @@ class Opened:
     notes: tuple[str, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
     regions: Regions | None = None
+    task: Task = "classification"
+    values: NDArray[np.float64] | None = None
+    unit: str | None = None
     periods: Periods | None = None
     site: NDArray[np.object_] | None = None
 
@@ -118,6 +128,7 @@ def open_data(
     site : (N,) places, or the name of a column
     options : metadata (a CSV or Parquet file, or a DataFrame, joined on file name or id), label (column), id (column to join on, or row id), label_map,
         positive, caps {pixels, rows, bytes, bad_fraction}; of tables numeric, categorical, drop, na_values; of tensors names;
+        task ("classification", or "regression": labels are numbers, and no classes are made of them), unit (of such numbers);
         of pictures regions, masks (a folder), annotations (COCO or Pascal VOC), and columns of boxes in the metadata (see ``modality.region_files``)
 
     Raises
@@ -129,6 +140,7 @@ def open_data(
     modality(kind)
     require_known(given, OPTIONS[kind], f"option of {kind} data")
     caps = caps_of(given.get("caps"))
+    task = _task_of(given, classes)
     label_column = given.get("label")
     if isinstance(data, Mapping) and not hasattr(data, "iloc"):
         import pandas as pd
@@ -179,8 +191,14 @@ def open_data(
         column=boxes, column_where="the metadata" if frame is None else Path(frame.where).name,
     )  # fmt: skip
     notes += said
-    found = _labels(labels, n, source, frame, join, label_column, given.get("label_map"), classes, notes)
-    notes += found.notes
+    found, values = Labels(None, None), None
+    if task == "regression":
+        read = _values(labels, n, source, frame, join, label_column, given.get("na_values"))
+        values = read.values
+        notes += read.notes
+    else:
+        found = _labels(labels, n, source, frame, join, label_column, given.get("label_map"), classes, notes)
+        notes += found.notes
     group_values = resolve_groups(groups, n, frame, join)
     cluster_values = None
     if isinstance(cluster, str):
@@ -209,10 +227,26 @@ def open_data(
             raise DataError(
                 f"positive = {positive!r} is not among the classes{suggest(positive, found.classes)}: {', '.join(found.classes[:20])}"
             )
+    unit = None if given.get("unit") is None else str(given["unit"])
     return Opened(
-        samples, found.names, found.classes, group_values, cluster_values, positive, tuple(notes), tuple(skipped), regions,
+        samples, found.names, found.classes, group_values, cluster_values, positive, tuple(notes), tuple(skipped), regions, task, values, unit,
         periods=periods, site=sites,
     )  # fmt: skip
+
+
+def _task_of(given: Mapping[str, Any], classes: Sequence[str] | None) -> Task:
+    """What a label is, as asked; never guessed from the labels. DataError on options of the other task."""
+    task = str(given.get("task", "classification"))
+    if task not in TASKS:
+        raise DataError(f"task is {task!r}{suggest(task, TASKS)}: expected one of {', '.join(TASKS)}")
+    if task == "classification":
+        if "unit" in given:
+            raise DataError('unit is of numbers: give task = "regression" as well')
+        return "classification"
+    for name, there in (("classes", classes is not None), ("positive", "positive" in given), ("label_map", "label_map" in given)):
+        if there:
+            raise DataError(f'{name} is of a task with classes, and task = "regression" has none: leave {name} out, or leave task out')
+    return "regression"
 
 
 # ---------------------------------------------------------------- which kind
@@ -442,6 +476,42 @@ def _labels(
     return resolve_labels(source.labels, classes=classes, label_map=label_map, from_file=in_file, declared=source.declared)
 
 
+def _values(
+    labels: Any,
+    n: int,
+    source: _Source,
+    frame: Frame | None,
+    join: NDArray[np.int64] | None,
+    column: str | None,
+    na_values: Any,
+) -> Numbers:
+    """Numbers by the first that speaks: the argument, the label column, the column "label", the data set."""
+    if labels is not None:
+        if isinstance(labels, str):
+            raise DataError(f'labels are values, one per row; for a column write label = "{labels}"')
+        return resolve_values(_numbers(labels, n, "labels"), "labels")
+    name = column if column is not None else LABEL if frame is not None and LABEL in frame.columns else None
+    if name is not None:
+        if frame is None:
+            raise DataError(f"{name!r} is named as the label, but there is no metadata or table with columns: give metadata=, or labels=")
+        require_column(name, frame.columns, frame.where, "the label")
+        missing = Roles(na_values=_na_values(() if na_values is None else na_values)).na(name)
+        return resolve_values(frame.columns[name], f"column {name!r} of {Path(frame.where).name}", na=missing, rows=join)
+    if source.labels is None or isinstance(source.samples, ImageFiles):
+        return Numbers(None)
+    return resolve_values(_numbers(source.labels, n, "the data set's labels"), "the data set's labels")
+
+
+def _numbers(given: Any, n: int, what: str) -> Cells:
+    """Values that a caller gave, one per sample, as a column; numbers stay as exact as they are."""
+    if getattr(given, "ndim", 1) == 2 and given.shape[1] > 1:
+        raise DataError(f"{what} holds {given.shape[1]} numbers per row: a regression has one target, give one of them")
+    array = one_dimensional(given, n, what)
+    if array.dtype == object and all(v is None or (isinstance(v, Real) and not isinstance(v, bool)) for v in array.tolist()):
+        array = np.array([np.nan if v is None else float(v) for v in array.tolist()])
+    return cells_of(array)
+
+
 def _join(metadata: Any, samples: Samples, key: str | None, caps: Caps, kind: str) -> tuple[Joined, list[str]]:
     frame = read_table(Path(metadata), caps) if isinstance(metadata, str | Path) else frame_of(metadata, "the metadata")
     said: list[str] = []
@@ -456,8 +526,6 @@ def _join(metadata: Any, samples: Samples, key: str | None, caps: Caps, kind: st
 
 def _beside(frame: Frame, joined: Joined) -> Frame:
     """The table with the metadata's columns beside its own."""
-    from tl_audit.modality.cells import cells_of
-
     doubled = sorted(set(frame.columns) & set(joined.frame.columns) - {joined.key})
     if doubled:
         raise DataError(f"column {doubled[0]!r} is in {frame.where} and in {joined.frame.where}: rename one")

@@ -20,6 +20,7 @@ from tl_audit.models.heads import find_head
 from tl_audit.models.model import Model
 from tl_audit.models.weights import MODEL_BYTES, load_into, load_weights
 from tl_audit.records.preprocessing import InputSpec, Preprocessing, TableEncoding
+from tl_audit.records.values import Output, Value
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -46,11 +47,13 @@ _TORCHVISION_HEADS: dict[str, tuple[str, ...]] = {
 _EXTRAS = {"timm": "timm", "hf": "hf"}
 
 
-def as_model(value: Model | nn.Module, *, name: str, assume_classes: Sequence[str] | None = None) -> Model:
+def as_model(
+    value: Model | nn.Module, *, name: str, assume_classes: Sequence[str] | None = None, assume_value: Value | None = None
+) -> Model:
     """A ``Model`` from a ``Model`` or a bare network.
 
     A network without class names gets ``assume_classes``, and ``facts["classes_assumed"]`` says so: whether its outputs mean
-    these names in this order is then the caller's word.
+    these names in this order is then the caller's word. Likewise with ``assume_value``, for a network whose output is one number.
 
     Raises
     ------
@@ -64,6 +67,9 @@ def as_model(value: Model | nn.Module, *, name: str, assume_classes: Sequence[st
         value = dataclasses.replace(value, name=name)
     if value.classes is None and assume_classes:
         value = dataclasses.replace(value, classes=tuple(assume_classes), facts={**value.facts, "classes_assumed": True})
+    if assume_value is not None and value.classes is None and value.task == "classification":
+        output = assume_value.model_copy(update={"part": value.part})
+        value = dataclasses.replace(value, output=output, facts={**value.facts, "value_assumed": True})
     return value
 
 
@@ -127,7 +133,7 @@ def load_model(
     cap: int = MODEL_BYTES,
     name: str = "model",
     head: str | None = None,
-    output: str | int | None = None,
+    output: Output = None,
     **settings: Any,  # Any: see build
 ) -> Model:
     """An architecture with the weights of a file, loaded safely and strictly: ``build``, ``load_weights``, ``load_into``.
@@ -144,6 +150,8 @@ def load_model(
         raise ConfigError(f"{name}: {len(classes)} class names and num_classes = {num_classes}")
     if num_classes is None and classes is not None:
         num_classes = len(classes)
+    if num_classes is None and isinstance(output, Value):
+        num_classes = 1
     if num_classes is None:
         num_classes = _classes_in(tensors, arch, encoding, settings)
     native = native_classes(arch) if classes is None else None

@@ -15,6 +15,7 @@ from tl_audit.errors import ModelError
 from tl_audit.models.borrow import borrowed
 from tl_audit.models.model import Model
 from tl_audit.models.outputs import Reading, read_outputs
+from tl_audit.records.values import Value
 
 FEWEST_LAYERS, MOST_LAYERS = 4, 40
 # A group that holds more of the parameters than this would hide where things happen (a transformer's "encoder.layers"): it is opened.
@@ -105,7 +106,7 @@ def _head_in(model: Model, trace: _Trace, reading: Reading) -> str:
         )
     last = candidates[-1]
     siblings = [c for c in candidates[:-1] if c.inputs == last.inputs and isinstance(c.module, type(last.module))]
-    if siblings and last.inputs != width and not _is_output(last, reading.logits, width):
+    if siblings and last.inputs != width and not _is_output(last, _raw(model, reading), width):
         names = ", ".join(c.path for c in [*siblings, last])
         raise ModelError(f"{model.name}: several modules could be the head ({names}): name one with head=...")
     return last.path
@@ -306,9 +307,14 @@ def _watched(model: Model, net: nn.Module, rows: int, only: str | None = None) -
         yield finish
 
 
+def _raw(model: Model, reading: Reading) -> torch.Tensor:
+    """The outputs as the network gave them, before a value was put into its own unit."""
+    return model.output.standardised(reading.logits) if isinstance(model.output, Value) else reading.logits
+
+
 def _is_output(call: _Call, logits: torch.Tensor, width: int) -> bool:
     """Whether a module's pooled output is the network's output."""
-    last = logits[:, 1:] if width == 1 else logits
+    last = logits[:, -width:]
     return call.pooled.shape == last.shape and bool(torch.allclose(call.pooled, last.float(), rtol=1e-4, atol=1e-5, equal_nan=True))
 
 

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from tl_audit.models.borrow import borrowed
 from tl_audit.models.model import Model
 from tl_audit.models.outputs import read_outputs
+from tl_audit.records.values import Output
 
 FEWEST_EVALUATIONS = 64
 """Planned forward passes per sample from which on a copy is made. Making one costs about six passes of one row and a copy of the weights."""
@@ -320,7 +321,7 @@ def _lay_out(net: nn.Module, layout: torch.memory_format) -> None:
             module.weight.data = module.weight.data.contiguous(memory_format=layout)
 
 
-def _difference(twin: nn.Module, rows: torch.Tensor, expected: torch.Tensor, output: str | int | None) -> float | str:
+def _difference(twin: nn.Module, rows: torch.Tensor, expected: torch.Tensor, output: Output) -> float | str:
     """Largest difference of the logits as a share of the widest row; in words where the copy fails or is not finite."""
     try:
         found = read_outputs(twin(rows.clone()), output).logits.to(expected.dtype)
@@ -331,7 +332,8 @@ def _difference(twin: nn.Module, rows: torch.Tensor, expected: torch.Tensor, out
         difference = float((found - expected).abs().max())
     except Exception as error:  # a network that cannot run in this form is run in its own
         return f"{type(error).__name__}: {error}"
-    spread = float((expected.amax(dim=1) - expected.amin(dim=1)).max())
+    # of one value per row there is no spread within a row
+    spread = float((expected.amax(dim=1) - expected.amin(dim=1)).max() if expected.shape[1] > 1 else expected.abs().max())
     if difference == 0.0:
         return 0.0
     return difference / spread if spread > 0 else float("inf")

@@ -7,7 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from tl_audit.errors import ModelError
 from tl_audit.records.preprocessing import InputSpec
+from tl_audit.records.values import Output, Task, Value
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class Model:
     head : module path of the head, None: found by execution order
     name, arch : what reports print
     file : the weights file, None for live modules
-    output : where the logits are in the module's output: None (tensor, ``.logits`` or first element found by itself), a key, or an index
+    output : where the logits are in the module's output: None (tensor, ``.logits`` or first element found by itself), a key, or an index;
+        a ``Value`` where the module gives one number per sample (regression)
     """
 
     module: nn.Module
@@ -51,9 +54,21 @@ class Model:
     name: str = "model"
     arch: str | None = None
     file: WeightsFile | None = None
-    output: str | int | None = None
+    output: Output = None
     facts: dict[str, Any] = field(default_factory=dict)  # Any: plain JSON values for the record
 
     def __post_init__(self) -> None:
         if self.classes is not None and not isinstance(self.classes, tuple):
             object.__setattr__(self, "classes", tuple(self.classes))
+        if self.classes is not None and isinstance(self.output, Value):
+            raise ModelError(f"{self.name} names classes and says that its output is a value: give classes=, or output=Value(), not both")
+
+    @property
+    def task(self) -> Task:
+        """What the outputs are: scores of classes, or one number per sample."""
+        return "regression" if isinstance(self.output, Value) else "classification"
+
+    @property
+    def part(self) -> str | int | None:
+        """Where the outputs are in what the module returns: a key, an index, or None."""
+        return self.output.part if isinstance(self.output, Value) else self.output

@@ -10,25 +10,31 @@ import torch
 from tl_audit.errors import ModelError
 from tl_audit.models.borrow import borrowed
 from tl_audit.models.model import Model
+from tl_audit.records.values import Output, Value
 
 # Keys under which networks commonly return their logits, tried in this order.
 _KEYS = ("logits", "out", "output", "y", "prediction", "predictions", "scores")
 
 
 class Reading(NamedTuple):
-    """Logits (N, C) and how they were found: ``width`` columns in the network's own output, and whether these were probabilities."""
+    """Logits (N, C) and how they were found: ``width`` columns in the network's own output, and whether these were probabilities.
+
+    Where the output is a value (regression), ``logits`` are the values (N, 1) in their own unit.
+    """
 
     logits: torch.Tensor
     width: int
     probabilities: bool
+    value: bool = False
 
 
-def outputs(raw: Any, output: str | int | None = None) -> torch.Tensor:  # Any: whatever a forward returns
+def outputs(raw: Any, output: Output = None) -> torch.Tensor:  # Any: whatever a forward returns
     """Logits (N, C), float32 or better, differentiable, from a network's raw output.
 
     A tensor, an object with ``.logits``, a mapping, or a tuple or list is understood; ``output`` names the key, attribute or index.
     (N,) and (N, 1) are one binary logit z and become the columns (0, z). Rows within [0, 1] that all sum to 1 are taken for
     probabilities and become their logarithm, so that a softmax gives them back: ``output_notes`` says so.
+    With a ``Value`` the one output is a number, not a logit: (N, 1) in its own unit.
 
     Raises
     ------
@@ -40,13 +46,15 @@ def outputs(raw: Any, output: str | int | None = None) -> torch.Tensor:  # Any: 
     [[1.0, 2.0]]
     >>> outputs(torch.tensor([3.0])).tolist()
     [[0.0, 3.0]]
+    >>> outputs(torch.tensor([3.0]), Value(mean=10.0, scale=2.0)).tolist()
+    [[16.0]]
     """
     return read_outputs(raw, output).logits
 
 
-def read_outputs(raw: Any, output: str | int | None = None) -> Reading:
+def read_outputs(raw: Any, output: Output = None) -> Reading:
     """As ``outputs``, with the width of the network's own output and whether it held probabilities."""
-    tensor = _find(raw, output)
+    tensor = _find(raw, output.part if isinstance(output, Value) else output)
     if not tensor.is_floating_point():
         raise ModelError(f"the output is {tensor.dtype} of shape {tuple(tensor.shape)}, expected floating-point logits (N, C), not labels")
     tensor = tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
@@ -59,6 +67,13 @@ def read_outputs(raw: Any, output: str | int | None = None) -> Reading:
             f"the output has shape {tuple(tensor.shape)}, expected (N, C) logits: name the part that holds them with output=..."
         )
     width = tensor.shape[1]
+    if isinstance(output, Value):
+        if width != 1:
+            raise ModelError(
+                f"the output has {width} columns, and a model of one value gives one number per sample: "
+                "models of several values are not audited, name the one with a wrapper that returns (N,)"
+            )
+        return Reading(output.own(tensor), 1, False, value=True)
     if width == 1:
         return Reading(torch.cat([torch.zeros_like(tensor), tensor], dim=1), 1, False)
     if _are_probabilities(tensor.detach()):
@@ -71,7 +86,7 @@ def output_notes(model: Model, batch: torch.Tensor) -> tuple[str, ...]:
     with borrowed(model) as net, torch.no_grad():
         reading = read_outputs(net(batch), model.output)
     notes = []
-    if reading.width == 1:
+    if reading.width == 1 and not reading.value:
         notes.append("the model has one output: it is read as the logit of the second class, the first has logit 0")
     if reading.probabilities:
         notes.append("the model's outputs are probabilities (within [0, 1], each row sums to 1): their logarithm serves as logits")

@@ -28,7 +28,7 @@ class StageRecord(Record):
     best_epoch: int | None = None
     stopped_early: bool = False
     history: tuple[Mapping[str, float], ...] = ()
-    "per epoch: epoch, train_loss, val_loss, val_accuracy, lr"
+    "per epoch: epoch, train_loss, val_loss, val_accuracy (of a regression val_mae, in the target's own unit), lr"
     seconds: float | None = None
 
 
@@ -41,6 +41,10 @@ class DataRecord(Record):
     "of the sorted content hashes with labels"
     class_counts: Mapping[str, int] = Field(default_factory=dict)
     clusters: int | None = None
+    value_mean: float | None = None
+    "of a regression's target, in its own unit"
+    value_sd: float | None = None
+    "standard deviation (n - 1) of a regression's target"
 
 
 class TensorChange(Record):

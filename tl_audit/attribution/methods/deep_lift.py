@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tl_audit.attribution.base import Attribution, Inputs, Run, Targets
-from tl_audit.attribution.evaluation import Quantity, evaluating, gradient, lost_where
+from tl_audit.attribution.evaluation import Quantity, as_quantity, evaluating, gradient, lost_where
 from tl_audit.attribution.gradients import FloatArray, Site, site_of, wide
 from tl_audit.attribution.maps import blank_maps, without_nonfinite
 from tl_audit.attribution.reference import baseline_of
@@ -19,6 +19,7 @@ from tl_audit.attribution.rescale import Rescaling
 from tl_audit.errors import ConfigError, ModelError
 from tl_audit.models.model import Model
 from tl_audit.models.outputs import read_outputs
+from tl_audit.records.values import Output
 
 Engine = Literal["operations", "captum"]
 ENGINES: tuple[Engine, ...] = ("operations", "captum")
@@ -162,16 +163,12 @@ _WITHOUT_RULE = (
 class _Score(nn.Module):
     """What is explained of each row, as a module that captum can put its hooks on."""
 
-    def __init__(self, net: nn.Module, output: str | int | None, quantity: Quantity) -> None:
+    def __init__(self, net: nn.Module, output: Output, quantity: Quantity) -> None:
         super().__init__()
         self.net, self.output, self.quantity = net, output, quantity
 
     def forward(self, x: torch.Tensor, index: torch.Tensor, against: torch.Tensor | None) -> torch.Tensor:
-        reading = read_outputs(self.net(x), self.output)
-        logits = reading.logits
-        if reading.width == 1 and self.quantity == "logit":
-            logits = torch.cat([-logits[:, 1:], logits[:, 1:]], dim=1)
-        shown = logits if self.quantity == "logit" else logits.softmax(dim=1)
+        shown = as_quantity(read_outputs(self.net(x), self.output), self.quantity)
         chosen = shown.gather(1, index[:, None])[:, 0]
         return chosen if against is None else chosen - shown.gather(1, against[:, None])[:, 0]
 

@@ -1,0 +1,48 @@
+"""Value: how a network says one number per sample instead of one score per class."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeVar
+
+from pydantic import Field
+
+from tl_audit.records.base import Record
+
+Task = Literal["classification", "regression"]
+TASKS: tuple[Task, ...] = ("classification", "regression")
+N = TypeVar("N")
+
+
+class Value(Record):
+    """One number per sample: the network gives z, the value is ``mean + scale · z`` in the target's own unit.
+
+    Parameters
+    ----------
+    part : where z is in the network's output: None (tensor, ``.logits`` or first element found by itself), a key, or an index
+    mean, scale : of the target where the network was trained on standardised values; 0 and 1: the network gives the value itself
+    name, unit : of the target, as reports print them
+
+    Examples
+    --------
+    >>> Value(mean=150.0, scale=77.0).own(0.5)
+    188.5
+    """
+
+    kind: Literal["value"] = "value"
+    part: str | int | None = None
+    mean: float = 0.0
+    scale: float = Field(default=1.0, gt=0)
+    name: str | None = None
+    unit: str | None = None
+
+    def own(self, z: N) -> N:
+        """z in the target's own unit; numbers, arrays and tensors."""
+        return self.mean + self.scale * z  # type: ignore[operator, no-any-return]
+
+    def standardised(self, value: N) -> N:
+        """A value as what the network gives: the inverse of ``own``."""
+        return (value - self.mean) / self.scale  # type: ignore[operator, no-any-return]
+
+
+Output = str | int | Value | None
+"""How a network's output is read: found by itself, by a key or an index, or as one number (``Value``)."""
