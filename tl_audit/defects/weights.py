@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from tl_audit.models import Model
+    from tl_audit.records.findings import Status
+
+NO_PASS: tuple[Status, ...] = ("fail", "inconclusive")
+"""For 301 where a model knows nothing and classes are of equal size."""
 
 
 def altered(grown: World, edit: Callable[[nn.Module], None], *, name: str, saved: bool = True) -> Model:
@@ -70,19 +74,32 @@ def classes_in_another_order(kind: Kind, seed: int) -> Planted:
     return Planted(grown.subject(adapted=altered(grown, edit, name="order")))
 
 
-def logits_times_three(kind: Kind, seed: int) -> Planted:
-    """The head is scaled by three: the same answers, far too sure."""
+def _times(kind: Kind, seed: int, factor: float) -> Planted:
     grown = world(kind, seed)
 
     def edit(module: nn.Module) -> None:
         for tensor in module.get_submodule("head").parameters():
-            tensor.mul_(3.0)
+            tensor.mul_(factor)
 
-    return Planted(grown.subject(adapted=altered(grown, edit, name="sure")))
+    return Planted(grown.subject(adapted=altered(grown, edit, name=f"sure-{factor:.0f}")))
+
+
+def logits_times_three(kind: Kind, seed: int) -> Planted:
+    """The head is scaled by three: the same answers, far too sure."""
+    return _times(kind, seed, 3.0)
+
+
+def logits_times_twenty(kind: Kind, seed: int) -> Planted:
+    """The head is scaled by twenty: each error costs so much that the probabilities are worth less than the shares of the classes."""
+    return _times(kind, seed, 20.0)
 
 
 def a_random_head(kind: Kind, seed: int) -> Planted:
-    """The head is drawn anew after loading, as by a loader that tolerates missing tensors: the file on disk still holds the trained one."""
+    """The head is drawn anew after loading, as by a loader that tolerates missing tensors: the file on disk still holds the trained one.
+
+    With classes of equal size a random head is about as good as naming one class, so that 301 says ``inconclusive`` as often as ``fail`` (an interval
+    that covers the baseline decides nothing); what it must never say is ``pass``. Row 20 likewise.
+    """
     grown = world(kind, seed)
 
     def edit(module: nn.Module) -> None:
@@ -120,17 +137,23 @@ WEIGHTS: tuple[Defect, ...] = (
         (*fires("107", statuses=("fail",), metric="permutation_gain"), *fires("301", statuses=("fail",))), quiet("103", "501", "502"), cheap=True,
     ),
     Defect(
-        13, "Over-confident model", logits_times_three,
-        (*fires("305", metric="ece_debiased"), *fires("306", statuses=("fail",), metric="nll_skill", kinds=("image",))), quiet("301", "302", "602"),
-        cheap=True,
+        13, "Over-confident model", logits_times_three, fires("305", metric="ece_debiased"), quiet("301", "302", "602"), variant="logits x 3", cheap=True,
+    ),
+    Defect(
+        13, "Over-confident model", logits_times_twenty,
+        (*fires("305", metric="ece_debiased"), *fires("306", statuses=("fail",), metric="nll_skill")), quiet("301", "302", "602"), variant="logits x 20",
     ),
     Defect(
         19, "Randomised head", a_random_head,
-        (*fires("301", "401", statuses=("fail",)), Fires("TLA109", ("fail",), "reinitialised_tensors")), quiet("103", "501"), cheap=True,
+        (*fires("301", statuses=NO_PASS), *fires("401", statuses=("fail",)), Fires("TLA109", ("fail",), "reinitialised_tensors")), quiet("103", "501"),
+        cheap=True,
     ),
     Defect(
         20, "Scrambled backbone", a_scrambled_backbone,
-        (Fires("TLA102", ("fail",), "adapted_sha256_match"), *fires("103", "301", statuses=("fail",)), *fires("402")), quiet("201", "502", "109"),
-        cheap=True,
+        (
+            Fires("TLA102", ("fail",), "adapted_sha256_match"), *fires("103", statuses=("fail",)), *fires("301", statuses=NO_PASS),
+            *fires("402", metric="backward_transfer"),
+        ),
+        quiet("201", "502", "109"), cheap=True,
     ),
 )  # fmt: skip
