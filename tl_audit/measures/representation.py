@@ -1,16 +1,15 @@
-"""How far two sets of features of the same samples differ (TLA403), and how useful features are for labels (TLA404)."""
+"""How far two sets of features of the same samples differ (TLA403)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from tl_audit.errors import DataError
-from tl_audit.measures.arrays import class_vector, finite_matrix, same_length
+from tl_audit.measures.arrays import finite_matrix, same_length
 from tl_audit.measures.estimate import Estimate, FloatArray, IntArray, build_ladder, t_quantile
 from tl_audit.measures.intervals import mean
 from tl_audit.measures.sampling import cluster_codes, generator
@@ -170,64 +169,6 @@ def neighbour_overlap(x: ArrayLike, y: ArrayLike, *, neighbours: int = 10, clust
     return replace(result, null=neighbours / (2 * (n - 1) - neighbours))
 
 
-# ---------------------------------------------------------------- transferability
-
-
-def logme(features: ArrayLike, labels: ArrayLike, *, classes: int) -> Estimate:
-    """Largest log evidence per sample of a linear model from features to one-hot labels, mean over classes (nats, higher is better).
-
-    Exact maximum over both precisions in spectral form; features not centred. Compare only on the same rows and classes.
-
-    References
-    ----------
-    You et al. (2021). LogME: practical assessment of pre-trained models for transfer learning. arXiv:2102.11005
-    """
-    f, y = _features_and_classes(features, labels, classes)
-    n = f.shape[0]
-    if n < 2:
-        return Estimate(None, n, "fewer than two rows")
-    spectrum = _spectrum(f)
-    if spectrum is None:
-        return Estimate(None, n, "all features are 0")
-    columns = [c for c in range(classes) if (y == c).any()]
-    values = [_evidence(*spectrum, (y == c).astype(np.float64), n) for c in columns]
-    return Estimate(float(np.mean(values)), n, "one number of all rows: no interval", details={"classes": len(columns)})
-
-
-def logme_gain(
-    features: ArrayLike, labels: ArrayLike, *, classes: int, cluster: ArrayLike | None = None, permutations: int = 20, seed: int = 0
-) -> Estimate:
-    """Evidence of centred features and labels minus that without features (0 and above, nats per sample, higher is better).
-
-    ``null``: mean over permutations of the labels (whole clusters where sizes allow: rows inside clusters stay together).
-    Interval: delete-one-block jackknife over up to 50 blocks of rows or clusters.
-    """
-    f, y = _features_and_classes(features, labels, classes)
-    n = f.shape[0]
-    codes = cluster_codes(cluster, n)
-    clusters = int(codes.max()) + 1 if n else 0
-    base = Estimate(None, n, clusters=None if cluster is None else clusters)
-    value = _gain(f, y, classes) if n >= 3 else None
-    if value is None:
-        return replace(base, reason="fewer than three rows, one class, or constant features")
-    rng = generator(seed, "logme_gain")
-    null = [_gain(f, y[_shuffled(codes, rng)], classes) or 0.0 for _ in range(permutations)]
-    base = replace(base, value=value, null=float(np.mean(null)), details={"method": "jackknife over blocks"})
-    blocks = min(50, clusters)
-    block = rng.permutation(clusters)[codes] % blocks
-    left = [_gain(f[block != b], y[block != b], classes) for b in range(blocks)]
-    known = np.array([item for item in left if item is not None], dtype=np.float64)
-    if blocks < 2 or known.size < blocks:
-        return replace(base, reason="too few independent units for an interval")
-    error = float(np.sqrt((blocks - 1) / blocks * ((known - known.mean()) ** 2).sum()))
-
-    def bounds(alpha: float) -> tuple[float, float]:
-        half = error * t_quantile(alpha, blocks - 1)
-        return value - half, value + half
-
-    return replace(base, ladder=build_ladder(bounds))
-
-
 # ---------------------------------------------------------------- inside
 
 
@@ -265,78 +206,4 @@ def _nearest(x: FloatArray, k: int) -> IntArray:
         distance = squares[None, :] - 2 * (centred[start:stop] @ centred.T)
         distance[np.arange(stop - start), np.arange(start, stop)] = np.inf
         result[start:stop] = np.argpartition(distance, k, axis=1)[:, :k]
-    return result
-
-
-def _features_and_classes(features: ArrayLike, labels: ArrayLike, classes: int) -> tuple[FloatArray, IntArray]:
-    f = finite_matrix(features, "features")
-    y = class_vector(labels, classes, "labels")
-    same_length(features=f.shape[0], labels=y.size)
-    return f, y
-
-
-def _spectrum(f: FloatArray) -> tuple[FloatArray, FloatArray] | None:
-    """Left singular vectors (N, k) and squared singular values (k,) of nonzero ones; None if there are none."""
-    if f.shape[1] == 0:
-        return None
-    if f.shape[0] > f.shape[1]:
-        values, right = np.linalg.eigh(f.T @ f)
-        keep = values > 1e-12 * max(float(values[-1]), np.finfo(np.float64).tiny)
-        values, right = values[keep], right[:, keep]
-        left = f @ right / np.sqrt(values)
-    else:
-        left, singular, _ = np.linalg.svd(f, full_matrices=False)
-        values = singular**2
-        keep = values > 1e-12 * max(float(values[0]), np.finfo(np.float64).tiny)
-        left, values = left[:, keep], values[keep]
-    return (left, values) if values.size else None
-
-
-def _evidence(left: FloatArray, values: FloatArray, y: FloatArray, n: int) -> float:
-    """Largest log evidence per sample over both precisions: one search over t, the ratio of the two (n effective rows)."""
-    x2 = (left.T @ y) ** 2
-    rest = max(0.0, float(y @ y - x2.sum()))
-    centre = float(np.log(values.max()))
-
-    def score(log_t: Any) -> FloatArray:  # Any: a number or an array of them
-        t = np.exp(np.atleast_1d(log_t))[:, None]
-        q = (x2 * t / (t + values)).sum(axis=1) + rest
-        shrink = np.log(t / (t + values)).sum(axis=1)
-        return np.asarray((shrink + n * np.log(n / np.maximum(q, 1e-300)) - n - n * np.log(2 * np.pi)) / (2 * n), dtype=np.float64)
-
-    grid = np.linspace(np.log(1e-8) + centre, np.log(1e8) + centre, 400)
-    scores = score(grid)
-    best = int(scores.argmax())
-    low, high = grid[max(0, best - 1)], grid[min(grid.size - 1, best + 1)]
-    ratio = (np.sqrt(5) - 1) / 2
-    for _ in range(60):
-        inner, outer = high - ratio * (high - low), low + ratio * (high - low)
-        if score(inner)[0] >= score(outer)[0]:
-            high = outer
-        else:
-            low = inner
-    return float(max(scores[best], score((low + high) / 2)[0]))
-
-
-def _gain(f: FloatArray, y: IntArray, classes: int) -> float | None:
-    n = f.shape[0] - 1  # the constant direction is gone
-    spectrum = _spectrum(f - f.mean(axis=0))
-    if spectrum is None or n < 2:
-        return None
-    gains = []
-    for c in range(classes):
-        target = (y == c).astype(np.float64)
-        target -= target.mean()
-        power = float(target @ target)
-        if power > 0:
-            gains.append(_evidence(*spectrum, target, n) + 0.5 * (np.log(2 * np.pi * power / n) + 1))
-    return float(np.mean(gains)) if gains else None
-
-
-def _shuffled(codes: IntArray, rng: np.random.Generator) -> IntArray:
-    """Row order with clusters in random order, rows inside them as they were."""
-    rank = rng.permutation(int(codes.max()) + 1)
-    shuffled = np.argsort(rank[codes], kind="stable")
-    result = np.empty(codes.size, dtype=np.int64)
-    result[np.argsort(codes, kind="stable")] = shuffled
     return result
