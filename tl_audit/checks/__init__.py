@@ -23,6 +23,7 @@ FAMILIES = (
     "data",
     "leakage",
     "performance",
+    "worst_slices",
     "transfer",
     "forgetting",
     "shift",

@@ -44,6 +44,7 @@ NAMES: dict[str, str] = {
     "negative_flip_rate_gap": "gap in right answers lost",
     "impact_ratio": "selection rate as a ratio of the most-selected category's",
     "overconfidence_gap": "gap in confidence beyond accuracy",
+    "slice_error_excess": "error beyond that of the rest",
     "majority_gain": "gain over naming the commonest class",
     "leaked_exact": "samples that were also trained on",
     "clusters_shared": "clusters on both sides of the split",
