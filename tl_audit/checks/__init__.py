@@ -22,6 +22,7 @@ FAMILIES = (
     "parity",
     "data",
     "leakage",
+    "near_duplicates",
     "performance",
     "worst_slices",
     "transfer",

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tl_audit.errors import DataError
-from tl_audit.measures.arrays import finite_matrix
+from tl_audit.measures.arrays import finite_matrix, same_length
 from tl_audit.measures.estimate import FloatArray, IntArray
+from tl_audit.measures.sampling import generator
 
 BITS = 64
 _CHUNK = 2_000_000  # numbers held at once while pairs are walked through
@@ -59,54 +60,74 @@ def hamming_pairs(first: ArrayLike, second: ArrayLike | None = None, most: int =
                     yield i, j
 
 
-def tolerance_pairs(first: ArrayLike, second: ArrayLike | None, tolerance: ArrayLike) -> Iterator[Pairs]:
+def tolerance_pairs(
+    first: Sequence[ArrayLike], second: Sequence[ArrayLike] | None, tolerance: Sequence[float] | FloatArray
+) -> Iterator[Pairs]:
     """Pairs of rows that are equal within ``tolerance`` in every column, each once, in blocks. A missing value (NaN) equals a missing value only.
 
     Rows are sorted by one weighted sum of their columns: near rows have near sums, so each is compared with those beside it. O(n log n) where
-    few rows share a sum; rows that are wholly equal share it and are all paired.
+    few rows share a sum; give rows that are wholly equal once only. Columns are walked through one by one and never put together.
 
     Parameters
     ----------
-    first, second : (N, D) and (M, D), NaN where missing; without ``second`` pairs i < j inside ``first``
+    first, second : D columns of (N,) and of (M,) numbers, NaN where missing; without ``second`` pairs i < j inside ``first``
     tolerance : (D,), 0 for a column that must be equal
     """
-    a = _matrix(first)
     inside = second is None
-    b = a if inside else _matrix(second)
+    a = [np.asarray(column, dtype=np.float64) for column in first]
+    b = a if second is None else [np.asarray(column, dtype=np.float64) for column in second]
     wide = np.asarray(tolerance, dtype=np.float64)
-    if a.shape[1] != b.shape[1] or wide.shape != (a.shape[1],) or not (np.isfinite(wide) & (wide >= 0)).all():
-        raise DataError(f"rows of {a.shape[1]} and {b.shape[1]} columns and {wide.shape} tolerances: expected one of 0 or more per column")
-    if a.shape[0] == 0 or b.shape[0] == 0 or a.shape[1] == 0:
+    if len(a) != len(b) or wide.shape != (len(a),) or not (np.isfinite(wide) & (wide >= 0)).all():
+        raise DataError(f"rows of {len(a)} and {len(b)} columns and {wide.shape} tolerances: expected one of 0 or more per column")
+    n, m = (same_length(**{f"column {i}": column.size for i, column in enumerate(side)}) if side else 0 for side in (a, b))
+    if n == 0 or m == 0:
         return
-    pooled = a if inside else np.concatenate([a, b])
-    gaps = np.isnan(pooled)
-    packed = np.ascontiguousarray(np.packbits(gaps, axis=1))
-    pattern = np.unique(packed.view(np.dtype((np.void, packed.shape[1]))).reshape(-1), return_inverse=True)[1].reshape(-1)
-    values = np.where(gaps, 0.0, pooled)
-    spread = values.std(axis=0)
-    # any weights are right; these keep each column's part of the sum near the others', and no two columns alike
-    weights = np.divide(np.sqrt(np.arange(2.0, 2.0 + values.shape[1])), spread, out=np.zeros(values.shape[1]), where=spread > 0)
-    sums = (values - values.mean(axis=0)) @ weights
-    rounding = 4 * np.finfo(np.float64).eps * values.shape[1]
-    reach = float(wide @ weights) + rounding * float(np.abs(values).max(axis=0) @ weights + 1.0)
-    of_a, of_b = (slice(0, a.shape[0]), slice(0, a.shape[0]) if inside else slice(a.shape[0], None))
-    order = np.lexsort((sums[of_b], pattern[of_b]))
-    sorted_pattern, sorted_sums = pattern[of_b][order], sums[of_b][order]
-    low, high = np.empty(a.shape[0], dtype=np.int64), np.empty(a.shape[0], dtype=np.int64)
-    for value in np.unique(pattern[of_a]):
-        mine = np.flatnonzero(pattern[of_a] == value)
-        left, right = np.searchsorted(sorted_pattern, value, side="left"), np.searchsorted(sorted_pattern, value, side="right")
-        low[mine] = left + np.searchsorted(sorted_sums[left:right], sums[of_a][mine] - reach, side="left")
-        high[mine] = left + np.searchsorted(sorted_sums[left:right], sums[of_a][mine] + reach, side="right")
-    x, y = values[of_a], values[of_b]
-    for i, at in _expanded(low, high - low, width=max(1, a.shape[1])):
-        j = order[at]
+    sums, pattern, reach = _places(a, b, wide)
+    of_b = slice(0, n) if inside else slice(n, None)
+    place = np.lexsort((sums[of_b], pattern[of_b]))
+    patterns, sorted_sums = pattern[of_b][place], sums[of_b][place]
+    low, high = np.empty(n, dtype=np.int64), np.empty(n, dtype=np.int64)
+    for value in np.unique(pattern[:n]):
+        mine = np.flatnonzero(pattern[:n] == value)
+        left, right = (int(np.searchsorted(patterns, value, side=side)) for side in ("left", "right"))
+        low[mine] = left + np.searchsorted(sorted_sums[left:right], sums[mine] - reach, side="left")
+        high[mine] = left + np.searchsorted(sorted_sums[left:right], sums[mine] + reach, side="right")
+    for i, at in _expanded(low, high - low):
+        j = place[at]
         if inside:
-            kept = i < j
-            i, j = i[kept], j[kept]
-        equal = (np.abs(x[i] - y[j]) <= wide).all(axis=1)
-        if equal.any():
-            yield i[equal], j[equal]
+            i, j = i[i < j], j[i < j]
+        for x, y, width in zip(a, b, wide, strict=True):
+            if not i.size:
+                break
+            gap = np.abs(x[i] - y[j])
+            # NaN beside NaN leaves no gap to measure, and is equal
+            equal = (gap <= width) | (np.isnan(x[i]) & np.isnan(y[j]))
+            i, j = i[equal], j[equal]
+        if i.size:
+            yield i, j
+
+
+def _places(a: list[FloatArray], b: list[FloatArray], wide: FloatArray) -> tuple[FloatArray, NDArray[np.uint64], float]:
+    """One sum and one code of the missing cells per row (first, then second where it is another), and how far sums of near rows can differ."""
+    inside = b is a
+    rows = a[0].size + (0 if inside else b[0].size)
+    sums, pattern, reach, size = np.zeros(rows), np.zeros(rows, dtype=np.uint64), 0.0, 1.0
+    for number, width in enumerate(wide.tolist()):
+        column = a[number] if inside else np.concatenate([a[number], b[number]])
+        gone = np.isnan(column)
+        if gone.any():
+            mark = np.uint64(generator("missing cells", number).integers(2**63))
+            pattern ^= np.where(gone, mark, np.uint64(0))
+        held = column[~gone]
+        spread = float(held.std()) if held.size else 0.0
+        if not spread > 0:
+            continue
+        # any weight is right; these keep each column's part near the others', and no two columns alike
+        weight = float(np.sqrt(2.0 + number)) / spread
+        sums += np.where(gone, 0.0, column - held.mean()) * weight
+        reach += width * weight
+        size += float(np.abs(held).max()) * weight
+    return sums, pattern, reach + 4 * np.finfo(np.float64).eps * len(a) * size
 
 
 def knn_distance(queries: ArrayLike, reference: ArrayLike, k: int) -> FloatArray:
@@ -162,13 +183,6 @@ def components(n: int, pairs: Pairs) -> list[IntArray]:
     order = np.argsort(label, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(label[order])) + 1) if n else []
     return sorted((np.sort(g).astype(np.int64) for g in groups if g.size > 1), key=lambda g: (-g.size, int(g[0])))
-
-
-def _matrix(values: ArrayLike | None) -> FloatArray:
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 2:
-        raise DataError(f"rows have shape {array.shape}: expected (rows, columns)")
-    return array
 
 
 def _bands(count: int) -> list[np.uint64]:

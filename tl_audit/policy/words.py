@@ -47,6 +47,7 @@ NAMES: dict[str, str] = {
     "slice_error_excess": "error beyond that of the rest",
     "majority_gain": "gain over naming the commonest class",
     "leaked_exact": "samples that were also trained on",
+    "leaked_near": "samples that are almost training samples",
     "clusters_shared": "clusters on both sides of the split",
     "class_name_mismatch": "class names that disagree",
     "class_names_missing": "sides that name no classes",
