@@ -131,15 +131,21 @@ def _sides(evidence: Evidence, least: int) -> tuple[str, Judged, Judged, list[st
     role, others = chosen
     held = np.asarray(evidence.content_hashes(role))[others.rows]
     caveats = list(dict.fromkeys((*members.caveats, *others.caveats)))
-    shared = np.isin(seen, held)
+    shared = _among(seen, held)
     if shared.any():
         # a folder given as training data may hold the validation split; a target row that was trained on is no non-member
-        also = np.zeros(held.size, dtype=np.bool_) if role == "validation" else np.isin(held, seen)
+        also = np.zeros(held.size, dtype=np.bool_) if role == "validation" else _among(held, seen)
         members, others = _kept(members, ~shared), _kept(others, ~also)
         caveats.append(f"{int(shared.sum())} training rows that lie in the {role} data as well were left out.")
     if members.n == 0 or others.n == 0:
         raise NotEvaluated(f"rows that are in the training data or in the {role} data alone")
     return role, members, others, caveats
+
+
+def _among(hashes: NDArray[np.object_], others: NDArray[np.object_]) -> NDArray[np.bool_]:
+    """Whether each hash occurs among the others, as numpy.isin, which compares objects pair by pair."""
+    known = set(others.tolist())
+    return np.fromiter((one in known for one in hashes.tolist()), dtype=np.bool_, count=hashes.size)
 
 
 def _kept(side: Judged, mask: NDArray[np.bool_]) -> Judged:

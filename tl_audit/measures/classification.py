@@ -13,8 +13,9 @@ from numpy.typing import ArrayLike
 
 from tl_audit.errors import DataError
 from tl_audit.measures.arrays import class_vector, finite_matrix, finite_vector, same_length, truth_vector
-from tl_audit.measures.estimate import Estimate, FloatArray, IntArray, build_ladder, t_quantile
+from tl_audit.measures.estimate import LADDER_ALPHAS, Estimate, FloatArray, IntArray, build_ladder, normal_quantile, t_quantile
 from tl_audit.measures.intervals import (
+    MANY_UNITS,
     RESAMPLES,
     auc,
     bonferroni,
@@ -158,6 +159,8 @@ def average_precision(
 ) -> Estimate:
     """Average precision of a ranking (0–1, null = share of positives, higher is better); bootstrap stratified by label [I5].
 
+    From `MANY_UNITS` rows (clusters) on the interval is the linearised one, which the bootstrap approaches.
+
     Parameters
     ----------
     labels : (N,), True for positive
@@ -181,6 +184,11 @@ def average_precision(
     if value == 1.0:
         ladder = wilson(n1, n1).ladder if cluster is None else rate(np.ones(n1, dtype=np.bool_), cluster=codes[positive]).ladder
         return replace(base, ladder=ladder, details={"method": "wilson on positives"})
+    if clusters >= MANY_UNITS:
+        error = _average_precision_error(truth, ends, unit, value)
+        half = [(alpha, normal_quantile(alpha) * error) for alpha in LADDER_ALPHAS]
+        ladder = tuple((alpha, max(0.0, value - width), min(1.0, value + width)) for alpha, width in half)
+        return replace(base, ladder=ladder, details={"method": "linearised", "standard_error": error})
     rng, samples = generator(seed, "average_precision"), np.empty(resamples)
     step = max(1, _CHUNK // n)
     for start in range(0, resamples, step):
@@ -354,6 +362,32 @@ def _average_precision(weights: FloatArray, truth: Any, ends: IntArray) -> Float
     total = hits[:, -1]
     result = np.divide((gained * precision).sum(axis=1), total, out=np.full(total.size, np.nan), where=total > 0)
     return np.asarray(result, dtype=np.float64)
+
+
+def _average_precision_error(truth: Any, ends: IntArray, unit: IntArray, value: float) -> float:  # Any: bool array in rank order
+    """Standard error of average precision: its derivative by the weight of each row, added up in units, within labels where units allow.
+
+    With H positives among the S rows down to a rank, AP = Σ_i H_i/S_i /n1 over positives: a row takes part in every rank from its own on.
+    """
+    n, n1 = truth.size, int(truth.sum())
+    place = np.searchsorted(ends, np.arange(n))  # the run of tied scores that a row ends in
+    seen = (ends + 1).astype(np.float64)
+    hits = np.cumsum(truth)[ends].astype(np.float64)
+    gained = np.diff(hits, prepend=0.0)
+    later = np.cumsum((gained / seen)[::-1])[::-1]
+    later_seen = np.cumsum((gained * hits / seen**2)[::-1])[::-1]
+    influence = truth * ((hits / seen)[place] + later[place] - value) - later_seen[place]
+    units = int(unit.max()) + 1
+    parts = [influence * truth, influence * ~truth]
+    if crosses(unit, truth.astype(np.int64)):
+        sums = np.bincount(unit, influence)
+        return float(np.sqrt(units / (units - 1) * ((sums - sums.mean()) ** 2).sum()) / n1)
+    total = 0.0
+    for inside, part in zip((truth, ~truth), parts, strict=True):
+        sums = np.bincount(unit, part)[np.unique(unit[inside])]
+        if sums.size > 1:
+            total += float(sums.size / (sums.size - 1) * ((sums - sums.mean()) ** 2).sum())
+    return float(np.sqrt(total)) / n1
 
 
 def _within(denominator: Any, numerator: Any, ids: IntArray | None, empty: str) -> Estimate:  # Any: bool arrays

@@ -31,6 +31,9 @@ RESAMPLES = 2000
 BOOTSTRAP_CLUSTERS = 30  # below this many clusters a percentile bootstrap covers too little (CHECKS.md 1.5.3)
 _ALPHAS = np.array(LADDER_ALPHAS)
 _CHUNK = 4_000_000  # numbers held at once while resamples are drawn
+MANY_UNITS = 20_000
+"""Independent units from which on a bootstrap of sums draws random pools of units in place of the units."""
+POOLS = 10_000
 
 
 # ---------------------------------------------------------------- rates
@@ -356,10 +359,14 @@ def resampled_counts(codes: IntArray, resamples: int, rng: np.random.Generator, 
     else:
         members = [np.arange(clusters)]
     counts = np.zeros((resamples, clusters))
-    base = np.arange(resamples)[:, None] * clusters
     for member in members:
-        drawn = member[rng.integers(0, member.size, size=(resamples, member.size))]
-        counts += np.bincount((base + drawn).ravel(), minlength=resamples * clusters).reshape(resamples, clusters)
+        if member.size < 500:
+            drawn = member[rng.integers(0, member.size, size=(resamples, member.size))] + np.arange(resamples)[:, None] * clusters
+            counts += np.bincount(drawn.ravel(), minlength=resamples * clusters).reshape(resamples, clusters)
+            continue
+        # one resample at a time: its counts stay in a processor's cache
+        for row in counts:
+            row[member] += np.bincount(rng.integers(0, member.size, size=member.size), minlength=member.size)
     return counts
 
 
@@ -369,7 +376,8 @@ def resampled_sums(
     """Column sums of ``values`` (N, K) in each resample of clusters, (B, K); strata as in `resampled_counts`.
 
     Clusters with equal sums are drawn together, as one multinomial count: the same distribution, and memory that does not
-    grow with the rows where values are counts.
+    grow with the rows where values are counts. Of `MANY_UNITS` clusters and more with sums of their own (in a stratum), `POOLS` random pools
+    are drawn, of one size up to one: the variance is kept, known to 1 %.
     """
     clusters = int(codes.max()) + 1
     sums = sums_by(codes, values)
@@ -378,7 +386,11 @@ def resampled_sums(
         groups[codes] = strata
     result = np.zeros((resamples, values.shape[1]))
     for group in np.unique(groups):
-        inside = sums[groups == group]
+        inside = sums if strata is None else sums[groups == group]
+        if inside.shape[0] >= MANY_UNITS and _hardly_repeats(inside):
+            place = rng.permutation(inside.shape[0]) % POOLS
+            result += resampled_sums(np.arange(POOLS), sums_by(place, inside), resamples, rng)
+            continue
         patterns, times = np.unique(inside, axis=0, return_counts=True)
         step = max(1, _CHUNK // max(1, patterns.shape[0]))
         for start in range(0, resamples, step):
@@ -395,14 +407,26 @@ def sums_by(codes: IntArray, values: FloatArray) -> FloatArray:
     """Column sums of ``values`` (N, K) within each code, (G, K)."""
     groups = int(codes.max()) + 1 if codes.size else 0
     columns = values.shape[1]
+    if groups == codes.size and bool((codes[1:] > codes[:-1]).all()):
+        return values.astype(np.float64)  # each row is a code of its own, in order
     flat = np.bincount((codes[:, None] * columns + np.arange(columns)).ravel(), values.ravel(), minlength=groups * columns)
     return flat.reshape(groups, columns).astype(np.float64)
 
 
 def crosses(codes: IntArray, strata: IntArray) -> bool:
     """Whether some cluster has rows in more than one stratum."""
-    pairs = np.unique(np.stack([codes, strata]), axis=1)
-    return bool(np.unique(codes).size < pairs.shape[1])
+    if codes.size == 0:
+        return False
+    low, high = np.full(int(codes.max()) + 1, np.iinfo(np.int64).max), np.full(int(codes.max()) + 1, np.iinfo(np.int64).min)
+    np.minimum.at(low, codes, strata)
+    np.maximum.at(high, codes, strata)
+    return bool((low < high).any())
+
+
+def _hardly_repeats(values: FloatArray) -> bool:
+    """Whether rows (G, K) have, as far as a thousand of them tell, hardly any equals."""
+    some = values[:: max(1, values.shape[0] // 1000)]
+    return bool(np.unique(some, axis=0).shape[0] > 0.9 * some.shape[0])
 
 
 def percentile_ladder(samples: FloatArray) -> tuple[Ladder, str | None]:
