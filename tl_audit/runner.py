@@ -219,6 +219,7 @@ class _Audit:
             origins=tuple((limit.check, limit.metric, limit.origin, limit.rationale) for limit in policy.limits),
             reviews=policy.reviews,
             waivers=policy.waivers,
+            frameworks=policy.frameworks,
             history=tuple(PolicyUse(**use) for use in before),
             today=self.today,
         )

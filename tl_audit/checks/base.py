@@ -33,6 +33,7 @@ class PolicyFacts:
 
     Attributes
     ----------
+    frameworks : ids of the clause maps that the policy names
     changed : ISO time of the last change of the policy's files (UTC, file metadata); None: it came from no file
     origins : (check, metric, origin, rationale) of every limit; the rationale is None where none was given
     history : the policies that judged the same model on the same target before, in order, as far as the evidence folder knows
@@ -46,6 +47,7 @@ class PolicyFacts:
     origins: tuple[tuple[str, str, str, str | None], ...]
     reviews: tuple[Review, ...]
     waivers: tuple[Waiver, ...]
+    frameworks: tuple[str, ...]
     history: tuple[PolicyUse, ...]
     today: datetime.date
 
@@ -79,7 +81,7 @@ class Check:
         "ROLE.labels", "ROLE.groups", "ROLE.cluster", "ROLE.time", "ROLE.site", "ROLE.regions" · "record" (adaptation record) · "adapted.file", "base.file" (weights file) · "adapter" (low-rank adapters) · "cues" · "declared" ·
         "MODEL@ROLE" (the evidence pair, e.g. "adapted@target": model outputs there are finite and can be had) ·
         "a|b" (either). A check with several alternatives inside asks less here and raises NotEvaluated itself.
-    phase : 1 runs on evidence, 2 on findings of phase 1 as well (705 to 711, 803), 3 on all findings and the policy's facts (902, 903, 905)
+    phase : 1 runs on evidence, 2 on findings of phase 1 as well (705 to 711, 803), 3 on all findings and the policy's facts (902 to 905)
     after : codes of the phase-1 findings that a phase-2 check reads, where it runs models: its numbers are stored under their outcomes
     version : raised when the numbers change; part of the cache key
     runs_models : may run a model itself (families 7 and 8, 608, ...)

@@ -11,6 +11,7 @@ from typing import Any
 from tl_audit.checks.base import Check, Context, PolicyFacts, check, exact
 from tl_audit.errors import NotEvaluated
 from tl_audit.evidence.base import Evidence
+from tl_audit.frameworks import load_framework, names
 from tl_audit.policy.limits import NO_RATIONALE, Waiver
 from tl_audit.records.exhibits import Cell, Column, Table
 from tl_audit.records.findings import Finding
@@ -309,10 +310,59 @@ def _waiver_state(waiver: Waiver, finding: Finding | None, facts: PolicyFacts) -
     return "used" if any(x.outcome == "broken" and waiver.covers(x.metric, x.slice) for x in finding.limits) else "unused"
 
 
+@check("TLA904", "Age of framework maps", section="governance", severity="low", phase=3, multiplicity="none")
+def age_of_framework_maps(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
+    """Is the clause map of each framework that the policy names current?
+
+    How it is measured: the days between the date on which a map was last revised and today. A map says where a report speaks to a clause; it
+    never says that a clause is met. Entries that nobody compared with the document itself are counted.
+
+    Why it matters: laws and standards change, and a report that cites an old clause misleads the person who signs.
+
+    How to reduce the risk: compare the map with the present text, or update tl-audit; until then read the clauses as pointers only.
+    """
+    facts = _facts(context)
+    if not facts.frameworks:
+        raise NotEvaluated("frameworks: [policy] frameworks names none")
+    metrics, said = [], []
+    rows: list[tuple[Cell, ...]] = []
+    for name in facts.frameworks:
+        where = {"framework": name}
+        if name not in names():
+            why = f"this installation has no clause map {name!r}; there are: {', '.join(names())}"
+            metrics.append(exact("mapping_age_days", None, slice=where, better="lower", unit="days", reason=why))
+            rows.append((name, None, None, None, None, why))
+            said.append(f"{name}: no map")
+            continue
+        found = load_framework(name)
+        age, checked = found.age(facts.today), sum(e.verified for e in found.entries)
+        metrics.append(exact("mapping_age_days", age, slice=where, better="lower", unit="days", n={"entries": len(found.entries)}))
+        rows.append((found.title, found.as_of.isoformat(), age, len(found.entries), checked, found.status))
+        said.append(f"{name}: map as of {found.as_of.isoformat()}, {age} days old")
+    table = Table(
+        id="framework-maps",
+        title="Clause maps of the frameworks that the policy names",
+        how_to_read="One row per framework. A map points from clauses to evidence; it judges nothing. Checked: entries that a person compared with the text.",
+        alt="; ".join(said) + ".",
+        caption=f"Age on {facts.today.isoformat()}, by the clock of this machine.",
+        columns=(
+            Column(name="framework"), Column(name="as of"), Column(name="age, days", format="count"), Column(name="entries", format="count"),
+            Column(name="checked", format="count"), Column(name="state of the document"),
+        ),
+        rows=tuple(rows),
+    )  # fmt: skip
+    return Measurement(
+        summary="; ".join(said)[:1].upper() + "; ".join(said)[1:] + ".",
+        metrics=tuple(metrics),
+        exhibits=(table,),
+        caveats=("Mappings that were not checked against the primary text are pointers, not statements about the law.",),
+    )
+
+
 def _facts(context: Context) -> PolicyFacts:
     if context.policy is None:
         raise NotEvaluated("the policy: this check runs inside an audit only")
     return context.policy
 
 
-GOVERNANCE: tuple[Check, ...] = (declared_facts, reviews, policy_before_results, waivers)
+GOVERNANCE: tuple[Check, ...] = (declared_facts, reviews, policy_before_results, age_of_framework_maps, waivers)
