@@ -249,6 +249,54 @@ def demo(
 
 
 @app.command()
+def selftest(
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many seeds; 0, 1, ...")] = 1,
+    kind: Annotated[str | None, typer.Option("--kind", help="image or tabular; both without.")] = None,
+    only: Annotated[str | None, typer.Option("--only", metavar="7,13", help="Numbers of the defects; all without.")] = None,
+    file: Annotated[Path | None, typer.Option("--out", "-o", help="Write the matrix of defects and checks here, as Markdown.")] = None,
+    processes: Annotated[int, typer.Option("--processes", min=1, help="Kinds and seeds are shared out among so many.")] = 1,
+) -> int:
+    """Plant known defects in small generated worlds, audit them, and say whether each is found and nobody innocent is accused."""
+    import datetime
+
+    from tl_audit.defects.matrix import chosen, examine_all, lines, markdown
+
+    numbers = _numbers(only)
+    picked, kinds = chosen(numbers, kind)  # type: ignore[arg-type]  # checked by chosen
+
+    def say(outcome: Any, done: int, total: int) -> None:  # Any: imported late
+        tell(f"{done}/{total} {outcome.defect.name}, {outcome.kind}, seed {outcome.seed}: {outcome.seconds:.1f} s")
+        for reason in outcome.wrong:
+            tell(f"  otherwise than it must be: {reason}")
+
+    outcomes = examine_all(picked, kinds, range(seeds), processes=processes, say=say)
+    out(f"{'result':14} {'defect':48} {'data':8} had to fire | had to stay quiet")
+    for verdict, title, data, fired, quiet in lines(outcomes):
+        out(f"{verdict:14} {title[:48]:48} {data:8} {fired} | {quiet}")
+    good = sum(o.ok for o in outcomes)
+    awaited = sorted({code for o in outcomes for code in o.awaited})
+    out(f"in all: {good} of {len(outcomes)} audits as expected" + (f"; awaited: {', '.join(awaited)}" if awaited else ""))
+    if file is not None:
+        words = [NAME, "selftest", "--seeds", str(seeds), *(["--kind", kind] if kind else []), *(["--only", only] if only else [])]
+        today = datetime.datetime.now(datetime.UTC).date().isoformat()
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(markdown(outcomes, command=shlex.join(words), date=today), encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{file} cannot be written ({error.strerror})") from error
+        tell(f"wrote {file}")
+    return 0 if good == len(outcomes) else 1
+
+
+def _numbers(text: str | None) -> tuple[int, ...]:
+    """The numbers of ``--only``."""
+    parts = [part.strip() for part in (text or "").split(",") if part.strip()]
+    if wrong := [part for part in parts if not part.isdecimal()]:
+        raise ConfigError(f"--only takes numbers of defects, as in 7,13, not {wrong[0]!r}")
+    return tuple(dict.fromkeys(int(part) for part in parts))
+
+
+@app.command()
 def init(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where audit.toml is written.")] = Path("."),
     run: Annotated[str | None, typer.Option("--run", help="Run directory of the adapted model.")] = None,

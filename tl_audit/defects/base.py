@@ -48,7 +48,7 @@ class Fires:
     code: str
     statuses: tuple[Status, ...] = ACCUSING
     metric: str | None = None
-    slice: Mapping[str, str] = field(default_factory=dict)
+    slice: Mapping[str, str] = field(default_factory=dict, hash=False)
     level: Literal["warn", "fail"] | None = None
     outcome: Literal["broken", "met", "undecided"] = "broken"
     says: str | None = None
@@ -74,7 +74,7 @@ class Quiet:
 
     code: str
     metric: str | None = None
-    slice: Mapping[str, str] = field(default_factory=dict)
+    slice: Mapping[str, str] = field(default_factory=dict, hash=False)
     kinds: tuple[Kind, ...] = ()
 
     def judge(self, finding: Finding) -> tuple[Mark, str]:
@@ -179,7 +179,8 @@ class Defect:
 
     def expectations(self, kind: Kind) -> tuple[Fires | Quiet, ...]:
         """What is expected on this kind of data."""
-        return tuple(e for e in (*self.fires, *self.quiet) if not e.kinds or kind in e.kinds)
+        both: tuple[Fires | Quiet, ...] = (*self.fires, *self.quiet)
+        return tuple(e for e in both if not e.kinds or kind in e.kinds)
 
     @property
     def name(self) -> str:
@@ -265,7 +266,7 @@ def examine(defect: Defect, kind: Kind, seed: int) -> Outcome:
     codes = tuple(dict.fromkeys(e.code for e in expected if e.code in known))
     reference = None if planted.reference is None else _audited(planted.reference, codes, kind, seed)
     audits = Audits(_audited(planted, codes, kind, seed), reference)
-    verdicts = tuple(_verdict(e, audits.found) for e in expected)
+    verdicts = tuple(_verdict(e, audits.found, exists=e.code in known) for e in expected)
     complaints = [f"{f.code} ended in an error: {f.reason}" for f in audits.result.findings if f.status == "error"]
     complaints += [f"without the defect {f.code} ended in an error: {f.reason}" for f in (reference.findings if reference else ()) if f.status == "error"]  # fmt: skip
     for assertion in planted.assertions:
@@ -273,10 +274,12 @@ def examine(defect: Defect, kind: Kind, seed: int) -> Outcome:
     return Outcome(defect, kind, seed, verdicts, tuple(complaints), time.monotonic() - started)
 
 
-def _verdict(expectation: Fires | Quiet, found: Findings) -> Verdict:
+def _verdict(expectation: Fires | Quiet, found: Findings, *, exists: bool) -> Verdict:
+    if not exists:
+        return Verdict(expectation, "awaited", None, "there is no such check yet")
     finding = found.get(expectation.code)
     if finding is None:
-        return Verdict(expectation, "awaited", None, "there is no such check yet")
+        return Verdict(expectation, "wrong", None, "the audit does not hold it: it runs only under policies that ask for it (add_checks)")
     mark, why = expectation.judge(finding)
     return Verdict(expectation, mark, finding.status, why)
 

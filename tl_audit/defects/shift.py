@@ -12,6 +12,7 @@ import torch
 from tl_audit.defects.base import Audits, Defect, Planted, fires, quiet
 from tl_audit.defects.worlds import SIDE, Kind, Recipe, world
 from tl_audit.errors import ConfigError
+from tl_audit.records.preprocessing import TableEncoding
 
 N = 1200
 
@@ -39,7 +40,7 @@ def an_unused_column_moved(kind: Kind, seed: int) -> Planted:
     """
     grown = world(kind, seed)
     spec = grown.adapted.preprocessing
-    if not hasattr(spec, "slots"):
+    if not isinstance(spec, TableEncoding):
         raise ConfigError(f"an unused column needs a table: the {kind} world has none")
     module = copy.deepcopy(grown.adapted.module)
     with torch.no_grad():

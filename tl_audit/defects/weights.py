@@ -52,13 +52,13 @@ def a_frozen_layer_moved(kind: Kind, seed: int) -> Planted:
 
 
 def frozen_statistics_moved(kind: Kind, seed: int) -> Planted:
-    """Pictures pass once through the frozen block in training mode: its batch norm forgets what it knew, while all its parameters stay bit-equal."""
+    """The batch norm of the frozen block has other means and variances, as after a pass in training mode, while all its parameters stay bit-equal."""
     grown = world(kind, seed)
 
     def edit(module: nn.Module) -> None:
-        block = module.get_submodule("block1.bn")
-        block.running_mean.add_(0.1 * block.running_var.sqrt())
-        block.running_var.mul_(1.2)
+        mean, variance = module.get_buffer("block1.bn.running_mean"), module.get_buffer("block1.bn.running_var")
+        mean.add_(0.1 * variance.sqrt())
+        variance.mul_(1.2)
 
     return Planted(grown.subject(adapted=altered(grown, edit, name="statistics")))
 
