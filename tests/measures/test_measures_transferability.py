@@ -315,7 +315,7 @@ def test_the_jackknife_covers_the_mean_of_each_measure() -> None:
         one = usefulness(f, y, classes=3, permutations=0)
         return [one.logme, one.logme_gain, one.h_alpha, gbc(f, y, classes=3)]
 
-    runs = [measured(seed) for seed in range(300)]
+    runs = [measured(seed) for seed in range(200)]
     for i in range(4):
         mean = np.mean([run[i].value for run in runs])
         covered = np.mean([run[i].interval()[0] <= mean <= run[i].interval()[1] for run in runs])

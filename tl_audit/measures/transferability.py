@@ -74,9 +74,10 @@ def spectrum(features: ArrayLike, *, centred: bool) -> Spectrum | None:
     n, d = f.shape
     if n == 0 or d == 0:
         return None
+    largest = float(np.abs(f).max())
     if centred:
         f = f - f.mean(axis=0)
-    if float(np.abs(f).max()) <= _EMPTY:
+    if float(np.abs(f).max()) <= max(1e-13 * largest, _EMPTY):  # what centring leaves of a constant is rounding
         return None
     values, vectors = np.linalg.eigh(f.T @ f if n > d else f @ f.T)
     keep = values > _RANK * max(float(values[-1]), np.finfo(np.float64).tiny)
