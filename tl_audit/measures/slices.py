@@ -166,7 +166,8 @@ def rule_parts(
 def feature_parts(
     errors: ArrayLike, features: ArrayLike, search: ArrayLike, *, cluster: IntArray | None = None, seed: int = 0
 ) -> tuple[Part, ...]:
-    """Parts that no rule describes: those of ten k-means clusters of the features with more errors than the rest, at most ``MOST_SLICES``.
+    """Parts that no rule describes: those of ten k-means clusters of the features, and of unions of near ones, with more errors than the
+    rest, at most ``MOST_SLICES``.
 
     Clusters are made on the 32 leading principal axes of the rows of the search; all rows belong to the nearest centre.
 
@@ -197,12 +198,25 @@ def feature_parts(
     if rest.size:
         place[rest] = model.predict(scores[rest])
     found = []
-    for k in range(model.n_clusters):
-        part = _proposed(f"feature cluster {k + 1}", False, place == k, wrong, look, cluster)
+    for members in _families(model.cluster_centers_):
+        named = f"feature cluster{'' if len(members) == 1 else 's'} {', '.join(str(k + 1) for k in members)}"
+        part = _proposed(named, False, np.isin(place, members), wrong, look, cluster)
         if part is not None:
             found.append(part)
     found.sort(key=lambda one: (-one.z, one.name))
-    return tuple(found[:MOST_SLICES])
+    return _distinct(found, look)
+
+
+def _families(centres: FloatArray) -> list[list[int]]:
+    """Each cluster by itself, and the unions in which Ward's tree of the centres joins them: k-means may have cut one part in two."""
+    from scipy.cluster.hierarchy import linkage
+
+    count = centres.shape[0]
+    families = [[k] for k in range(count)]
+    if count > 2:
+        for first, second, *_ in linkage(centres, method="ward")[: count - 2]:
+            families.append(sorted(families[int(first)] + families[int(second)]))
+    return families
 
 
 def without_doubles(parts: Sequence[Part], known: Sequence[Part]) -> tuple[Part, ...]:
