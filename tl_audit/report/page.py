@@ -15,6 +15,7 @@ from tl_audit.records.exhibits import Exhibit, Heatmap, ImageGrid, Ladder, Lines
 from tl_audit.records.findings import SEVERITIES, STATUSES, WORST_FIRST, AuditResult, DomainCard, Finding, LimitOutcome, ModelCard
 from tl_audit.records.metrics import Metric
 from tl_audit.report import charts, declared, numbers
+from tl_audit.report.clauses import ClauseMap, clause_maps
 from tl_audit.report.text import shorten, visible
 
 __all__ = [
@@ -739,6 +740,8 @@ class Page:
     policy_text: str
     policy_source: str
     frameworks: tuple[str, ...]
+    unmapped: tuple[str, ...]
+    clause_maps: tuple[tuple[ClauseMap, Grid], ...]
     not_assessed_here: tuple[str, ...]
     register: tuple[FindingView, ...]
     pictures_dropped: int
@@ -1070,6 +1073,31 @@ def _grids(result: AuditResult, findings: Sequence[FindingView], ids: Counters) 
     return out
 
 
+def _clause_grid(found: ClauseMap, views: Sequence[FindingView], ids: Counters) -> Grid:
+    """One row per clause, with a link to the first finding that speaks to it."""
+    at = {v.code: v.id for v in views}
+    rows: list[list[Cell | str]] = []
+    for row in found.rows:
+        first = row.findings[0] if row.findings else ""
+        others = f" and {len(row.findings) - 1} more" if len(row.findings) > 1 else ""
+        rows.append(
+            [
+                Cell(row.clause),
+                Cell(row.summary, note=row.note or ""),
+                Cell(row.state),
+                Cell(f"{first}{others}" if first else "–", href=f"#{at[first]}" if first in at else ""),
+                Cell(", ".join(row.owed) or "–"),
+                Cell("yes" if row.verified else "no"),
+            ]
+        )
+    return _grid(
+        ids,
+        found.framework.title,
+        ["Clause", "What it asks for, in our words", "State", "Findings", "A person still owes", "Checked"],
+        rows,
+    )
+
+
 def _policy_text(policy: Mapping[str, Any]) -> str:
     """The resolved policy as JSON with one line per entry of a list, so that sixty limits take three pages and not twelve."""
 
@@ -1108,6 +1136,7 @@ def build(result: AuditResult, *, record_hash: str, report_hash: str, pictures: 
     top, more = _top(views)
     frameworks = result.policy.resolved.get("frameworks") or ()
     measured = {f.code for f in result.findings if f.measurement is not None}
+    maps, unmapped = clause_maps(result, [str(f) for f in frameworks], missing)
     return Page(
         result=result,
         record_hash=record_hash,
@@ -1129,6 +1158,8 @@ def build(result: AuditResult, *, record_hash: str, report_hash: str, pictures: 
         policy_text=_policy_text(result.policy.resolved),
         policy_source=source,
         frameworks=tuple(str(f) for f in frameworks),
+        unmapped=unmapped,
+        clause_maps=tuple((one, _clause_grid(one, views, ids)) for one in maps),
         not_assessed_here=tuple(topic for topic, codes in NOT_ASSESSED_HERE if not measured.intersection(codes)),
         register=tuple(sorted((v for v in views if v.status in ("fail", "warn", "inconclusive", "review", "error")), key=_urgency)),
         pictures_dropped=pictures.dropped,
