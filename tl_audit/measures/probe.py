@@ -18,6 +18,7 @@ STRENGTHS = (0.001, 0.01, 0.1, 1.0)
 
 FOLDS = 5
 MOST_TRAINING_ROWS = 1500
+MOST_CROSS_FITTED = 3000
 _FLOOR = 1e-12
 
 
@@ -118,11 +119,7 @@ def _standardised(train: FloatArray, held: FloatArray) -> tuple[FloatArray, Floa
 
 def _chosen_strength(x: FloatArray, y: IntArray, codes: IntArray, seed: int) -> float:
     """The strength of least cross-validated log-loss; of equal ones the strongest penalty."""
-    units = np.unique(codes, return_inverse=True)[1]
-    count = int(units.max()) + 1
-    fold_of = np.empty(count, dtype=np.int64)
-    fold_of[generator(seed, "probe_folds").permutation(count)] = np.arange(count) % FOLDS
-    fold = fold_of[units]
+    fold = _folds(codes, generator(seed, "probe_folds"))
     losses = np.zeros(len(STRENGTHS))
     for k in range(FOLDS):
         inside, outside = fold != k, fold == k
@@ -146,3 +143,88 @@ def _fitted(x: FloatArray, y: IntArray, strength: float):  # type: ignore[no-unt
         # a probe that stopped short of the optimum is still one fixed rule, judged on rows that it never saw
         warnings.simplefilter("ignore", ConvergenceWarning)
         return model.fit(x, y)
+
+
+@dataclass(frozen=True)
+class CrossFitted:
+    """Probabilities of a linear probe for rows that it was not trained on.
+
+    Attributes
+    ----------
+    probabilities : (N, C), rows sum to 1; a class that a fold's training rows lack has 0 there
+    strength : the inverse penalty, None without a probe
+    training_rows : most rows that trained a fold's probe
+    reason : why there is no probe (then ``probabilities`` has no rows), else None
+    """
+
+    probabilities: FloatArray
+    strength: float | None
+    training_rows: int
+    reason: str | None = None
+
+
+def cross_fitted(
+    features: ArrayLike, labels: ArrayLike, *, classes: int, cluster: ArrayLike | None = None, seed: int = 0, most: int = MOST_CROSS_FITTED
+) -> CrossFitted:
+    """Out-of-sample probabilities of every row: 5 folds made of whole clusters, each answered by a probe of the other four.
+
+    The penalty is chosen once, by cross-validation among at most ``MOST_TRAINING_ROWS`` rows; at most ``most`` rows train one fold's probe,
+    whatever N is, so that the cost stays linear in N.
+
+    Parameters
+    ----------
+    features : (N, D)
+    labels : (N,) class numbers 0 .. classes-1
+    cluster : (N,)
+    """
+    x, y = np.asarray(features), class_vector(labels, classes, "labels")
+    n = same_length(features=x.shape[0], labels=y.size)
+    codes = cluster_codes(cluster, n)
+    none = np.zeros((0, classes))
+    fold = _folds(codes, generator(seed, "cross_fitted folds"))
+    if n == 0 or np.unique(fold).size < 2:
+        return CrossFitted(none, None, 0, "fewer than two rows, or clusters, to share out into folds")
+    few = _some_clusters(codes, np.ones(n, dtype=np.bool_), MOST_TRAINING_ROWS, generator(seed, "cross_fitted strength"))
+    if np.unique(y[few]).size < 2:
+        return CrossFitted(none, None, int(few.sum()), "the rows that would train a probe hold one class only")
+    part = finite_matrix(x[few], "features")
+    scaled, _ = _standardised(part, part[:0])
+    if scaled.shape[1] == 0:
+        return CrossFitted(none, None, int(few.sum()), "the features are constant")
+    strength = _chosen_strength(scaled, y[few], codes[few], seed)
+    out, used = np.zeros((n, classes)), 0
+    for k in np.unique(fold).tolist():
+        inside = _some_clusters(codes, fold != k, most, generator(seed, "cross_fitted rows", k))
+        used = max(used, int(inside.sum()))
+        present = np.unique(y[inside])
+        held = np.flatnonzero(fold == k)
+        if present.size < 2:
+            out[held[:, None], present] = 1.0
+            continue
+        train, answers = _standardised(finite_matrix(x[inside], "features"), finite_matrix(x[held], "features"))
+        model = _fitted(train, y[inside], strength)
+        out[held[:, None], np.asarray(model.classes_, dtype=np.int64)] = model.predict_proba(answers)
+    return CrossFitted(out, strength, used)
+
+
+def _folds(codes: IntArray, rng: np.random.Generator) -> IntArray:
+    """Fold of each row, whole clusters in one fold."""
+    units = np.unique(codes, return_inverse=True)[1]
+    count = int(units.max()) + 1 if units.size else 0
+    fold_of = np.empty(count, dtype=np.int64)
+    fold_of[rng.permutation(count)] = np.arange(count) % FOLDS
+    return fold_of[units]
+
+
+def _some_clusters(codes: IntArray, among: BoolArray, most: int, rng: np.random.Generator) -> BoolArray:
+    """Rows of whole clusters, drawn until ``most`` rows are reached."""
+    if int(among.sum()) <= most:
+        return among
+    units = np.unique(codes[among], return_inverse=True)[1]
+    order = rng.permutation(int(units.max()) + 1)
+    reached = np.cumsum(np.bincount(units)[order])
+    chosen = np.zeros(order.size, dtype=np.bool_)
+    chosen[order[: max(1, int(np.searchsorted(reached, most, side="right")))]] = True
+    out = np.zeros(among.size, dtype=np.bool_)
+    out[np.flatnonzero(among)[chosen[units]]] = True
+    return out
