@@ -26,6 +26,7 @@ class RankChange:
     ratio : after / before, null 1; its interval is a jackknife of the logarithm
     columns : directions that both were measured in
     reduced : on principal directions, not on all columns
+    spread_before, spread_after : (k,) share of the sum of singular values by direction, largest first
     """
 
     before: Estimate
@@ -33,6 +34,8 @@ class RankChange:
     ratio: Estimate
     columns: int
     reduced: bool
+    spread_before: FloatArray
+    spread_after: FloatArray
 
 
 def effective_rank(features: ArrayLike) -> float | None:
@@ -66,7 +69,7 @@ def rank_change(before: ArrayLike, after: ArrayLike, *, cluster: ArrayLike | Non
     base = Estimate(None, n, clusters=None if cluster is None else clusters, details={"method": "jackknife over blocks"})
     if n < 4 or min(a.shape[1], b.shape[1]) == 0:
         nothing = replace(base, reason="fewer than four rows, or no columns")
-        return RankChange(nothing, nothing, replace(nothing, null=1.0), 0, False)
+        return RankChange(nothing, nothing, replace(nothing, null=1.0), 0, False, np.zeros(0), np.zeros(0))
     a, b, reduced = _same_directions(_centred(a), _centred(b))
     columns = max(a.shape[1], b.shape[1])
     blocks = min(BLOCKS, clusters)
@@ -83,7 +86,7 @@ def rank_change(before: ArrayLike, after: ArrayLike, *, cluster: ArrayLike | Non
         ratio = replace(base, reason="constant features: no rank is defined", null=1.0)
     else:
         ratio = _jackknife(replace(base, value=second / first, null=1.0), second / first, left_second / left_first, log=True)
-    return RankChange(estimates[0], estimates[1], ratio, columns, reduced)
+    return RankChange(estimates[0], estimates[1], ratio, columns, reduced, *(_shares(x.T @ x) for x in (a, b)))
 
 
 def class_variability(features: ArrayLike, labels: ArrayLike, *, classes: int, cluster: ArrayLike | None = None, seed: int = 0) -> Estimate:
@@ -145,13 +148,18 @@ def _centred(f: FloatArray) -> FloatArray:
 
 
 def _rank_of(gram: FloatArray) -> float | None:
-    values = np.sqrt(np.maximum(np.linalg.eigvalsh(gram), 0.0))
+    shares = _shares(gram)
+    return float(np.exp(-(shares * np.log(shares)).sum())) if shares.size else None
+
+
+def _shares(gram: FloatArray) -> FloatArray:
+    """Singular values of the features behind a Gram matrix as shares of their sum, largest first; none for constant features."""
+    values = np.sqrt(np.maximum(np.linalg.eigvalsh(gram), 0.0))[::-1]
     top = float(values.max(initial=0.0))
     if top <= 1e-150:
-        return None
-    shares = values[values > 1e-7 * top]  # below: the rounding of a squared matrix
-    shares = shares / shares.sum()
-    return float(np.exp(-(shares * np.log(shares)).sum()))
+        return np.zeros(0)
+    values = values[values > 1e-7 * top]  # below: the rounding of a squared matrix
+    return np.asarray(values / values.sum(), dtype=np.float64)
 
 
 def _same_directions(a: FloatArray, b: FloatArray) -> tuple[FloatArray, FloatArray, bool]:
