@@ -164,17 +164,18 @@ def split_by_cluster(cluster: ArrayLike | None, n: int, seed: int, share: float 
 
 
 def _distinct(array: ObjectArray) -> tuple[list[Any], IntArray]:
-    """The distinct values of an array, as they first occur, and the place of each row's value among them.
+    """The distinct values of an array, in order of their first row, and the place of each row's value among them.
 
     Values that compare equal but are written differently (1, 1.0 and True) stay apart.
     """
     values = array.tolist()
-    places: dict[Any, int] = {}
-    if array.dtype.kind in "US":
-        rows = [places.setdefault(value, len(places)) for value in values]
-        return list(places), np.array(rows, dtype=np.int64)
-    rows = [places.setdefault((type(value), value), len(places)) for value in values]
-    return [value for _, value in places], np.array(rows, dtype=np.int64)
+    kinds = {str} if array.dtype.kind in "US" else set(map(type, values))
+    if kinds <= {str, type(None)} or len(kinds) == 1:  # values of one type, or text: what is equal is written alike
+        places = {value: place for place, value in enumerate(dict.fromkeys(values))}
+        return list(places), np.fromiter(map(places.__getitem__, values), dtype=np.int64, count=len(values))
+    typed = list(zip(map(type, values), values, strict=True))
+    places_of = {pair: place for place, pair in enumerate(dict.fromkeys(typed))}
+    return [value for _, value in places_of], np.fromiter(map(places_of.__getitem__, typed), dtype=np.int64, count=len(values))
 
 
 def _by_priority(ids: Sequence[object] | ArrayLike, first: NDArray[np.uint64], before: IntArray) -> IntArray:
