@@ -372,6 +372,11 @@ class Modality(Protocol):
         """The batch disturbed, severity 0 (not at all) to 3; ``keys``: seeds, one for each sample. DataError for a kind it does not know."""
         ...
 
+    def noise(self, samples: Samples, rows: NDArray[np.int64], spec: InputSpec | None, *, keys: Sequence[tuple[Any, ...]]) -> torch.Tensor:
+        """Model inputs (len(keys), ...) of nothing but uniform noise (TLA802): every colour; each column anywhere from its lowest to its highest value
+        in these rows, or any of the categories seen there. ``keys``: seeds, one for each."""
+        ...
+
     def picture(
         self, inputs_row: torch.Tensor, spec: InputSpec | None, *, title: str, side: int = 160, redacted: bool = False
     ) -> Picture | None:

@@ -864,6 +864,16 @@ class Images:
         items = [None if p is None else corrupt_picture(p, kind, severity, key) for p, key in zip(batch.items, keys, strict=True)]
         return RawBatch(batch.rows, items, batch.errors, batch.facts)
 
+    def noise(self, samples: Samples, rows: NDArray[np.int64], spec: InputSpec | None, *, keys: Sequence[tuple[Any, ...]]) -> torch.Tensor:
+        """Noise of the size of the model input: drawn smaller or larger, resizing would blur it."""
+        shape = tuple(self.encode(samples.read(rows[:1]), spec).shape[1:])
+        drawn = np.stack([generator(*key, "noise").random(shape, dtype=np.float32) for key in keys])
+        values = torch.from_numpy(drawn)
+        if not isinstance(spec, Preprocessing):
+            return values
+        mean, std = _statistics(spec)
+        return (values - mean) / std
+
     def picture(
         self, inputs_row: torch.Tensor, spec: InputSpec | None, *, title: str, side: int = 160, redacted: bool = False
     ) -> Picture | None:

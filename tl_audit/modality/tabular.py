@@ -678,6 +678,25 @@ class Tabular:
         table = rows_of(batch.items)
         return RawBatch(batch.rows, Rows(corrupt_columns(table.columns, kind, severity, keys, scales), table.n), batch.errors, batch.facts)
 
+    def noise(self, samples: Samples, rows: NDArray[np.int64], spec: InputSpec | None, *, keys: Sequence[tuple[Any, ...]]) -> torch.Tensor:
+        """Rows whose cells know nothing of each other, before they are encoded."""
+        batch = samples.read(rows)
+        table = rows_of(batch.items).take(batch.readable)
+        names = sorted(table.columns)
+        draws = np.array([generator(*key, "noise").random(len(names)) for key in keys]).reshape(len(keys), len(names))
+        columns: dict[str, NDArray[Any]] = {}
+        for at, name in enumerate(names):
+            values = table.columns[name]
+            if values.dtype.kind in "iuf":
+                known = values[np.isfinite(values)]
+                low, high = (known.min(), known.max()) if known.size else (np.nan, np.nan)
+                columns[name] = low + (high - low) * draws[:, at]
+            else:
+                choices = np.array([*sorted({str(v) for v in values if v is not None}), None], dtype=object)
+                columns[name] = choices[(draws[:, at] * max(1, len(choices) - 1)).astype(np.int64)]
+        made = Rows({name: columns[name] for name in table.columns}, len(keys))
+        return self.encode(RawBatch(np.arange(len(keys)), made, [None] * len(keys)), spec)
+
     def picture(
         self, inputs_row: torch.Tensor, spec: InputSpec | None, *, title: str, side: int = 160, redacted: bool = False
     ) -> Picture | None:

@@ -275,6 +275,13 @@ class Tensors:
         require_known([kind], self.corruption_kinds(), "corruption of tensors")
         return batch
 
+    def noise(self, samples: Samples, rows: NDArray[np.int64], spec: InputSpec | None, *, keys: Sequence[tuple[Any, ...]]) -> torch.Tensor:
+        """Between the lowest and highest number of these rows: of each column for (D,), of all entries else."""
+        known = self.encode(samples.read(rows), spec)
+        low, high = (known.amin(dim=0), known.amax(dim=0)) if known.ndim == 2 else (known.min(), known.max())
+        drawn = np.stack([generator(*key, "noise").random(tuple(known.shape[1:]), dtype=np.float32) for key in keys])
+        return low + (high - low) * torch.from_numpy(drawn)
+
     def picture(
         self, inputs_row: torch.Tensor, spec: InputSpec | None, *, title: str, side: int = 160, redacted: bool = False
     ) -> Picture | None:
