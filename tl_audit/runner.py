@@ -92,7 +92,7 @@ def run(
     RuntimeError : the record does not reconcile, which is our bug
     """
     checks = asked_for(_builtin() if checks is None else checks, policy, select)
-    checks = _checked(checks, select, ignore)
+    checks = [one.for_task(subject.task) for one in _checked(checks, select, ignore)]
     for method in methods:
         explainer(method)  # a mistyped name is said before anything is run
     facts = _plain(declared or {})

@@ -139,6 +139,13 @@ class Domain:
         return self.labels is not None or self.values is not None
 
     @property
+    def label_texts(self) -> list[str | None] | None:
+        """Labels as text, class names or numbers, None in rows without one; None where the domain is unlabelled."""
+        if self.values is not None:
+            return [None if v != v else repr(v) for v in self.values.tolist()]
+        return None if self.labels is None else [None if v is None else str(v) for v in self.labels]
+
+    @property
     def ids(self) -> tuple[str, ...]:
         return self.samples.ids
 

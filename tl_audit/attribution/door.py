@@ -20,6 +20,7 @@ from tl_audit.errors import ConfigError, DataError, ModelError
 from tl_audit.modality.base import Modality, Players, RawBatch
 from tl_audit.models.model import Model
 from tl_audit.records.preprocessing import InputSpec, Preprocessing, TableEncoding
+from tl_audit.records.values import Value
 
 # Numbers in one input batch. On processors a batch whose activations leave the cache takes up to five times as long per row
 # (MobileNetV2 at 224 px: 17 ms in batches of 8, 85 ms in batches of 32); on accelerators the larger batch is the faster one.
@@ -308,6 +309,8 @@ def _indices(model: Model, wanted: Wanted, n: int, width: int) -> NDArray[np.int
 
 
 def _names(model: Model, targets: Targets) -> tuple[str, ...] | None:
+    if isinstance(model.output, Value):
+        return (model.output.name or "the value",) * len(targets)
     if model.classes is None:
         return None
     known = model.classes

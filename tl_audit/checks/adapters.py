@@ -43,7 +43,7 @@ class Merge:
 
 
 @check(CODE, "Adapter integrity (LoRA)", section="provenance", severity="high", needs=("adapted", "base", "adapter"), runs_models=True,
-       multiplicity="none")  # fmt: skip
+       multiplicity="none", values="same")  # fmt: skip
 def adapter_integrity(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """Are the low-rank adapters in use, merged exactly once, and is the base recoverable?
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from tl_audit.evidence.base import Evidence, missing_input, missing_model
@@ -14,7 +14,11 @@ from tl_audit.policy import Rules
 from tl_audit.policy.limits import Review, Waiver
 from tl_audit.records.findings import Finding, Section, Severity
 from tl_audit.records.metrics import Measurement, Metric
+from tl_audit.records.values import Task
 from tl_audit.subject import MODEL_KEYS, ROLES, Subject
+
+CLASSES = "classes"
+"the need of a check that has no meaning where labels are numbers"
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class Check:
     needs : words compared by the runner with what exists, each one of
         "adapted", "base", "previous", "control:head", "control:scratch" (a model) · "target", "source", "train", "validation", "ood" (a domain) ·
         "ROLE.labels", "ROLE.groups", "ROLE.cluster", "ROLE.time", "ROLE.site", "ROLE.regions" · "record" (adaptation record) · "adapted.file", "base.file" (weights file) · "adapter" (low-rank adapters) · "cues" · "declared" ·
-        "MODEL@ROLE" (the evidence pair, e.g. "adapted@target": model outputs there are finite and can be had) ·
+        "classes" (labels are class names, not numbers) · "MODEL@ROLE" (the evidence pair, e.g. "adapted@target": model outputs there are finite and can be had) ·
         "a|b" (either). A check with several alternatives inside asks less here and raises NotEvaluated itself.
     phase : 1 runs on evidence, 2 on findings of phase 1 as well (705 to 711, 803), 3 on all findings and the policy's facts (902 to 905)
     after : codes of the phase-1 findings that a phase-2 check reads, where it runs models: its numbers are stored under their outcomes
@@ -87,6 +91,8 @@ class Check:
     runs_models : may run a model itself (families 7 and 8, 608, ...)
     multiplicity : how the runner adjusts p_value inside the check: "holm" (per metric name and slice columns), "bh" (exploratory lists), "none"
     optional : runs, and stands in the record, only where the policy asks for it (``add_checks``)
+    values : how the check is measured where labels are numbers (regression): "same" as with classes, by a function of its own (whose
+        docstring then is the help), or None: not at all
     """
 
     code: str
@@ -101,6 +107,15 @@ class Check:
     multiplicity: Literal["holm", "bh", "none"] = "holm"
     after: tuple[str, ...] = ()
     optional: bool = False
+    values: CheckFunction | Literal["same"] | None = None
+
+    def for_task(self, task: Task) -> Check:
+        """The check as it is measured for this task; where it is not, one that needs classes."""
+        if task == "classification" or self.values == "same":
+            return self
+        if self.values is None:
+            return replace(self, needs=(CLASSES,))
+        return replace(self, function=self.values, values="same")
 
     def __call__(self, subject: Subject, evidence: Evidence, context: Context) -> Measurement:
         return self.function(subject, evidence, context)
@@ -135,13 +150,20 @@ def _lacking(need: str, subject: Subject, evidence: Evidence, declared: Mapping[
     if "@" in need:
         model, _, role = need.partition("@")
         return evidence.why_not(model, role)
+    if need == CLASSES:
+        return None if subject.task == "classification" else missing_input(CLASSES)
     if need in MODEL_KEYS:
         return None if subject.model(need) is not None else missing_model(subject, need)
     if need in ("adapted.file", "base.file"):
         model_of = subject.model(need.removesuffix(".file"))
         return None if model_of is not None and model_of.file is not None else missing_input(need)
     if need in ("record", "cues", "declared", "adapter"):
-        there = {"record": subject.record is not None, "cues": bool(subject.cues), "declared": bool(declared), "adapter": subject.adapter is not None}
+        there = {
+            "record": subject.record is not None,
+            "cues": bool(subject.cues),
+            "declared": bool(declared),
+            "adapter": subject.adapter is not None,
+        }
         return None if there[need] else missing_input(need)
     role, _, part = need.partition(".")
     if role not in ROLES or part not in ("", "labels", "groups", "cluster", "time", "site", "regions"):
@@ -150,7 +172,7 @@ def _lacking(need: str, subject: Subject, evidence: Evidence, declared: Mapping[
     if domain is None:
         return missing_input(role)
     given = {
-        "": True, "labels": domain.labels is not None, "groups": bool(domain.groups), "cluster": domain.cluster is not None,
+        "": True, "labels": domain.labelled, "groups": bool(domain.groups), "cluster": domain.cluster is not None,
         "regions": domain.regions is not None, "time": domain.periods is not None, "site": domain.site is not None,
     }  # fmt: skip
     return None if given[part] else missing_input(need)
@@ -169,6 +191,7 @@ def check(
     multiplicity: Literal["holm", "bh", "none"] = "holm",
     after: Sequence[str] = (),
     optional: bool = False,
+    values: CheckFunction | Literal["same"] | None = None,
 ) -> Callable[[CheckFunction], Check]:
     """Make a check of a function ``(subject, evidence, context) -> Measurement``.
 
@@ -176,7 +199,21 @@ def check(
     """
 
     def wrap(function: CheckFunction) -> Check:
-        return Check(code, title, section, severity, function, tuple(needs), phase, version, runs_models, multiplicity, tuple(after), optional)
+        return Check(
+            code,
+            title,
+            section,
+            severity,
+            function,
+            tuple(needs),
+            phase,
+            version,
+            runs_models,
+            multiplicity,
+            tuple(after),
+            optional,
+            values,
+        )
 
     return wrap
 

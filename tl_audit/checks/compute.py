@@ -20,7 +20,7 @@ FALLBACK_SYSTEMIC = 1e25  # the same for an original with systemic risk
 ERROR_FACTOR = 2.0
 
 
-@check("TLA111", "Compute", section="provenance", severity="info", needs=("record",), multiplicity="none")
+@check("TLA111", "Compute", section="provenance", severity="info", needs=("record",), multiplicity="none", values="same")
 def compute(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """How much compute did the adaptation take, and how does it stand to one third of the base's training compute?
 

@@ -328,6 +328,7 @@ def _curves(p: NDArray[np.float64], q: NDArray[np.float64], name: str, n: dict[s
     severity="medium",
     needs=("base", "target", "base@target"),
     runs_models=True,
+    values="same",
 )
 def batchnorm_shift(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """How far are target activations from the statistics stored in the base?

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,7 +40,7 @@ def short_id(content: object, sample: object) -> str:
 # ---------------------------------------------------------------- TLA201
 
 
-@check("TLA201", "Exact leakage", section="data", severity="critical", needs=("target",), multiplicity="none")
+@check("TLA201", "Exact leakage", section="data", severity="critical", needs=("target",), multiplicity="none", values="same")
 def exact_leakage(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """Is any target sample also in the training or validation data?
 
@@ -138,11 +139,13 @@ def _known_samples(subject: Subject, evidence: Evidence) -> dict[str, list[tuple
 
 
 def _label_names(evidence: Evidence, role: str) -> NDArray[np.object_]:
-    """(N,) class names of a domain, None where a row or the domain has no label."""
+    """(N,) class names of a domain, or its numbers as text; None where a row or the domain has no label."""
     try:
         labels = evidence.labels(role)
         names = np.array([*evidence.classes(role), None], dtype=object)
     except NotEvaluated:
+        with contextlib.suppress(NotEvaluated):
+            return np.array([None if np.isnan(v) else repr(v) for v in evidence.values(role).tolist()], dtype=object)
         return np.full(len(evidence.ids(role)), None, dtype=object)
     return np.asarray(names[np.where(labels >= 0, labels, len(names) - 1)], dtype=object)
 
@@ -278,7 +281,7 @@ def _listed(names: list[str]) -> str:
 # ---------------------------------------------------------------- TLA206
 
 
-@check("TLA206", "Group counts", section="data", severity="high", needs=("target.groups",), multiplicity="none")
+@check("TLA206", "Group counts", section="data", severity="high", needs=("target.groups",), multiplicity="none", values="same")
 def group_counts(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """Which groups are present, missing or too small to judge?
 
@@ -449,7 +452,7 @@ _PAIRS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-@check("TLA208", "Corrupt and invalid inputs", section="data", severity="high", needs=("target",), multiplicity="none")
+@check("TLA208", "Corrupt and invalid inputs", section="data", severity="high", needs=("target",), multiplicity="none", values="same")
 def corrupt_inputs(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """How many inputs could not be read, or gave outputs that are no numbers?
 
@@ -567,7 +570,7 @@ def _excluded_by_group(
 # ---------------------------------------------------------------- TLA507
 
 
-@check("TLA507", "Input property drift", section="shift", severity="medium", needs=("source", "target"), multiplicity="bh")
+@check("TLA507", "Input property drift", section="shift", severity="medium", needs=("source", "target"), multiplicity="bh", values="same")
 def property_drift(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """Which plain property of the inputs changed between source and target?
 

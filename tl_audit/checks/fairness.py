@@ -210,7 +210,7 @@ def gap_to_the_rest(subject: Subject, evidence: Evidence, context: Context) -> M
     )  # fmt: skip
 
 
-@check("TLA611", "Degenerate groups", section="fairness", severity="high", needs=("target.groups",), multiplicity="none")
+@check("TLA611", "Degenerate groups", section="fairness", severity="high", needs=("target.groups",), multiplicity="none", values="same")
 def degenerate_groups(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """Where is a fairness number impossible?
 

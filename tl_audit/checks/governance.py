@@ -29,7 +29,7 @@ _PLACEHOLDER = re.compile(r"^\W*(todo|tbd|tba|fixme|xxx+|lorem ipsum)\b", re.IGN
 _EMPTY = re.compile(r"^(\W*|\W*(n/?a|none|nil|unknown|to be (done|decided|defined))\W*|<[^>]*>|\[[^\]]*\])$", re.IGNORECASE)
 
 
-@check("TLA901", "Declared facts", section="governance", severity="high", multiplicity="none")
+@check("TLA901", "Declared facts", section="governance", severity="high", multiplicity="none", values="same")
 def declared_facts(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """Has a person stated what only a person can?
 
@@ -112,7 +112,7 @@ def evidence_hash(finding: Finding) -> str:
     return hashlib.sha256(canonical_json([finding.code, *rows]).encode("utf-8", "surrogatepass")).hexdigest()[:SHORT_HASH]
 
 
-@check(REVIEWS, "Reviews", section="governance", severity="medium", phase=3, multiplicity="none")
+@check(REVIEWS, "Reviews", section="governance", severity="medium", phase=3, multiplicity="none", values="same")
 def reviews(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """Have the questions that need a person been answered?
 
@@ -193,7 +193,7 @@ def _review_state(answer: Mapping[str, Any] | None, now: str | None) -> str:
     return "answered" if len(spoken_of) >= SHORT_HASH and spoken_of.startswith(now) else "outdated"
 
 
-@check("TLA903", "Policy before results", section="governance", severity="high", phase=3, multiplicity="none")
+@check("TLA903", "Policy before results", section="governance", severity="high", phase=3, multiplicity="none", values="same")
 def policy_before_results(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """Were limits set before results were seen?
 
@@ -256,7 +256,7 @@ def policy_before_results(subject: Subject, evidence: Evidence, context: Context
 _CONVENTION = re.compile(r"\b(ours|conventions?)\b", re.IGNORECASE)
 
 
-@check("TLA905", "Waivers", section="governance", severity="medium", phase=3, multiplicity="none")
+@check("TLA905", "Waivers", section="governance", severity="medium", phase=3, multiplicity="none", values="same")
 def waivers(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """Which broken limits are excused, by whom, until when?
 
@@ -310,7 +310,7 @@ def _waiver_state(waiver: Waiver, finding: Finding | None, facts: PolicyFacts) -
     return "used" if any(x.outcome == "broken" and waiver.covers(x.metric, x.slice) for x in finding.limits) else "unused"
 
 
-@check("TLA904", "Age of framework maps", section="governance", severity="low", phase=3, multiplicity="none")
+@check("TLA904", "Age of framework maps", section="governance", severity="low", phase=3, multiplicity="none", values="same")
 def age_of_framework_maps(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """Is the clause map of each framework that the policy names current?
 

@@ -22,7 +22,7 @@ SIDES = ("train", "validation")
 # TLA203 ----------------------------------------------------------------------------------------------------------------------
 
 
-@check("TLA203", "Cluster leakage", section="data", severity="critical", needs=("target.cluster",), multiplicity="none")
+@check("TLA203", "Cluster leakage", section="data", severity="critical", needs=("target.cluster",), multiplicity="none", values="same")
 def cluster_leakage(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """Does one patient, site or document sit on both sides of the split?
 

@@ -53,7 +53,7 @@ class _Comparison(Protocol):
         ...
 
 
-@check("TLA202", "Near-duplicate leakage", section="data", severity="high", needs=("target",), multiplicity="none")
+@check("TLA202", "Near-duplicate leakage", section="data", severity="high", needs=("target",), multiplicity="none", values="same")
 def near_duplicates(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """Is any target sample almost a training sample?
 

@@ -88,7 +88,7 @@ LINEAGE: tuple[LineageField, ...] = (
 _HASHES = ("base_sha256", "adapted_sha256")
 
 
-@check("TLA101", "Lineage record", section="provenance", severity="high", needs=("record",))
+@check("TLA101", "Lineage record", section="provenance", severity="high", needs=("record",), values="same")
 def lineage(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """Can the path from the base model to the adapted model be retraced?
 
@@ -187,7 +187,7 @@ class Identity(NamedTuple):
     how: str
 
 
-@check("TLA102", "Model identity", section="provenance", severity="critical", needs=("adapted", "record"))
+@check("TLA102", "Model identity", section="provenance", severity="critical", needs=("adapted", "record"), values="same")
 def identity(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """Are the base and the adapted model given here those of the adaptation record?
 
@@ -254,7 +254,7 @@ def _identity(model: Model | None, file_hash: str | None, tensors_hash: str | No
 # TLA103 ----------------------------------------------------------------------------------------------------------------------
 
 
-@check("TLA103", "Frozen stayed frozen", section="provenance", severity="high", needs=("base", "adapted", "record"))
+@check("TLA103", "Frozen stayed frozen", section="provenance", severity="high", needs=("base", "adapted", "record"), values="same")
 def frozen_stayed_frozen(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """Did what the plan declared frozen stay bit-equal, batch-norm statistics included?
 
@@ -378,7 +378,7 @@ def _is_tensor(model: Model, name: str) -> bool:
 # TLA104 ----------------------------------------------------------------------------------------------------------------------
 
 
-@check("TLA104", "Weight drift", section="provenance", severity="info", needs=("base", "adapted"))
+@check("TLA104", "Weight drift", section="provenance", severity="info", needs=("base", "adapted"), values="same")
 def weight_drift(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """Where, and how far, did adaptation move the weights?
 
@@ -573,6 +573,7 @@ def _drift_bars(order: Sequence[str], blocks: Mapping[str, BlockChange], states:
     section="provenance",
     severity="critical",
     needs=("adapted.file|base.file",),
+    values="same",
 )
 def complete_load(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """Is every tensor of the models taken from their files?
@@ -683,7 +684,7 @@ _FORMAT_WORDS = {
 }
 
 
-@check("TLA110", "File format", section="provenance", severity="medium", needs=("adapted.file|base.file",))
+@check("TLA110", "File format", section="provenance", severity="medium", needs=("adapted.file|base.file",), values="same")
 def file_format(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """Can the model files be opened without running code?
 
@@ -745,7 +746,7 @@ def file_format(subject: Subject, evidence: Evidence, context: Context) -> Measu
 # TLA112 ----------------------------------------------------------------------------------------------------------------------
 
 
-@check("TLA112", "Finite weights", section="provenance", severity="critical", needs=("adapted",))
+@check("TLA112", "Finite weights", section="provenance", severity="critical", needs=("adapted",), values="same")
 def finite_weights(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """Are all parameters and buffers finite?
 

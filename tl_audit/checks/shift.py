@@ -27,6 +27,7 @@ SCATTER_BINS = 12
     section="shift",
     severity="high",
     needs=("source", "target", "base@source|adapted@source", "base@target|adapted@target"),
+    values="same",
 )
 def covariate_shift(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """Do target inputs come from where source inputs come from?

@@ -53,6 +53,7 @@ class _Slice:
     severity="medium",
     needs=("source", "target", "target.time|target.site", "base@source|adapted@source", "base@target|adapted@target"),
     multiplicity="bh",
+    values="same",
 )
 def shift_over_time(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """At which period or site does the target leave the source?

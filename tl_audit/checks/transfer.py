@@ -108,6 +108,7 @@ def negative_transfer(subject: Subject, evidence: Evidence, context: Context) ->
     severity="info",
     needs=("adapted", "base", "adapted@target", "base@target"),
     multiplicity="none",
+    values="same",
 )
 def representation_drift(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """From which depth on do the adapted features differ from the base's?

@@ -31,6 +31,7 @@ _HOW_TO_GIVE = {
     "cues": "cues: [[cues]] in audit.toml, cues= in Python",
     "adapter": "low-rank adapters: adapter = a folder in [adapted], adapter= in Python",
     "declared": "declared facts: [declared] in audit.toml, declared= in Python",
+    "classes": "classes: the labels of this audit are numbers (regression)",
     "adapted.file": "the weights file of the adapted model",
     "base.file": "the weights file of the base model",
 }
@@ -94,16 +95,26 @@ class Evidence(Protocol):
         """(N,) labels as indices into the MODEL's output order (aligned by name); -1 without a label or for a class the model lacks."""
         ...
 
+    def values(self, domain: str) -> FloatArray:
+        """(N,) numbers of a regression in their own unit; NaN where a row has none. NotEvaluated where labels are classes or there are none."""
+        ...
+
     def logits(self, model: str, domain: str) -> NDArray[np.floating[Any]]:
-        """(N, C) float32 logits, memory-mapped."""
+        """(N, C) float32 logits, memory-mapped; of a model that gives a number, (N, 1) numbers in its own unit."""
         ...
 
     def probabilities(self, model: str, domain: str) -> FloatArray:
-        """(N, C) float64, rows sum to 1 (NaN where not ``usable``); softmax (or sigmoid for one logit, as two columns) applied once."""
+        """(N, C) float64, rows sum to 1 (NaN where not ``usable``); softmax (or sigmoid for one logit, as two columns) applied once.
+
+        NotEvaluated in a regression, as are ``classes``, ``labels``, ``truth`` and ``correct``.
+        """
         ...
 
-    def predictions(self, model: str, domain: str) -> NDArray[np.int64]:
-        """(N,) index of the largest probability in the model's output order; -1 where not ``usable``."""
+    def predictions(self, model: str, domain: str) -> NDArray[Any]:
+        """(N,) index of the largest probability in the model's output order; -1 where not ``usable``.
+
+        In a regression (N,) float64, the predicted numbers in their own unit; NaN where not ``usable``. NotEvaluated for a model that gives none.
+        """
         ...
 
     def correct(self, model: str, domain: str) -> NDArray[np.bool_]:

@@ -31,6 +31,7 @@ def input_key(evidence: StoredEvidence, declared: Mapping[str, Any]) -> str:
             [list(entry) for entry in domain.skipped], _texts(domain.ids), _texts(domain.labels), _texts(domain.cluster),
             {name: _texts(values) for name, values in domain.groups.items()}, _texts(domain.site),
             None if domain.periods is None else [domain.periods.codes.tolist(), domain.periods.names, domain.periods.positions],
+            domain.task, domain.unit, None if domain.values is None else _texts(tuple(map(repr, domain.values.tolist()))),
             sorted(evidence.collector.scan(role).errors().items()), None if domain.regions is None else domain.regions.content_key,
         ]
         for role, domain in subject.domains.items()

@@ -100,9 +100,11 @@ class DomainScan:
                 "files", domain.kind, [[name, size] for name, (_, size, _) in zip(domain.ids, self._stats, strict=True)]
             )
         else:
-            labels = None if domain.labels is None else [None if v is None else str(v) for v in domain.labels]
+            labels = domain.label_texts
             self.signature = key_of("arrays", role, domain.name, domain.kind, list(domain.ids), labels)
-        self._key = key_of("domain with sketches", role, domain.kind, self.signature, spec_hash(spec), repr(getattr(domain.samples, "caps", None)))
+        self._key = key_of(
+            "domain with sketches", role, domain.kind, self.signature, spec_hash(spec), repr(getattr(domain.samples, "caps", None))
+        )
         if self._stats is not None:
             for block in range(block_count(self.rows)):
                 found = self._load(block)
@@ -167,7 +169,7 @@ class DomainScan:
 
     def fingerprint(self) -> str:
         """SHA-256 of the sorted content hashes with labels: the same data in any order and any place has the same one."""
-        labels = self.domain.labels
+        labels = self.domain.label_texts
         lines = sorted(
             f"{h or ''}:{'' if labels is None or labels[i] is None else labels[i]}"
             for i, h in enumerate(h for block in sorted(self._blocks) for h in self._blocks[block].hashes)
@@ -230,4 +232,6 @@ class DomainScan:
                 values = text
             properties[name] = values
         errors = {int(row): str(reason) for row, reason in head["errors"].items()}
-        return BlockScan(tuple(head["hashes"]), errors, properties, int(head["exif_rotated"]), tuple(head["nonfinite"]), arrays.get("sketches"))
+        return BlockScan(
+            tuple(head["hashes"]), errors, properties, int(head["exif_rotated"]), tuple(head["nonfinite"]), arrays.get("sketches")
+        )

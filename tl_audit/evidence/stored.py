@@ -120,7 +120,17 @@ class StoredEvidence:
         names = self._labels(domain)
         return _codes(names, self.classes(domain))
 
+    def values(self, domain: str) -> FloatArray:
+        found = self._domain(domain).values
+        if found is None:
+            raise NotEvaluated(missing_input(f"{domain}.labels"))
+        view = found.view()
+        view.flags.writeable = False
+        return view
+
     def classes(self, domain: str) -> tuple[str, ...]:
+        if self.subject.task == "regression":
+            raise NotEvaluated(missing_input("classes"))
         found = self._domain(domain).classes
         if found is None:
             raise NotEvaluated(missing_input(f"{domain}.labels"))
@@ -209,6 +219,8 @@ class StoredEvidence:
         return self._table(model, domain).column("logits")
 
     def probabilities(self, model: str, domain: str) -> FloatArray:
+        if self.subject.task == "regression":
+            raise NotEvaluated(missing_input("classes"))
         logits = np.array(self.logits(model, domain), dtype=np.float64)
         usable = self.usable(model, domain)
         # in place and row-wise stable; unusable rows stay NaN, so that nobody can take them for an answer
@@ -218,7 +230,12 @@ class StoredEvidence:
         logits /= logits.sum(axis=1, keepdims=True)
         return logits
 
-    def predictions(self, model: str, domain: str) -> NDArray[np.int64]:
+    def predictions(self, model: str, domain: str) -> NDArray[Any]:
+        if self.subject.task == "regression":
+            if self._model(model).task != "regression":
+                raise NotEvaluated(f"no common scale: the {model} model does not give a number")
+            given = np.asarray(self.logits(model, domain), dtype=np.float64)[:, 0]
+            return np.where(self.usable(model, domain), given, np.nan)
         logits, usable = self.logits(model, domain), self.usable(model, domain)
         out = np.full(len(usable), -1, dtype=np.int64)
         out[usable] = np.argmax(np.asarray(logits)[usable], axis=1)
@@ -300,7 +317,10 @@ class StoredEvidence:
             rows = self.attribution_rows(domain)
             if not self.usable(model, domain)[rows].all():
                 raise NotEvaluated(f"finite outputs of the {model} model on the attribution sample of the {domain} domain")
-            targets = self.predictions(model, domain)[rows]
+            # a model that gives one number has one output to explain
+            targets = (
+                np.zeros(rows.size, dtype=np.int64) if self._model(model).task == "regression" else self.predictions(model, domain)[rows]
+            )
             name = self._attribution_key(model, domain, method, rows, targets)
             inputs = self.attribution_inputs(model, domain)
             found = self._load_attribution(name, inputs)
@@ -423,6 +443,8 @@ class StoredEvidence:
         return self.subject.models[key]
 
     def _labels(self, role: str) -> NDArray[np.object_]:
+        if self.subject.task == "regression":
+            raise NotEvaluated(missing_input("classes"))
         labels = self._domain(role).labels
         if labels is None:
             raise NotEvaluated(missing_input(f"{role}.labels"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -10,7 +10,6 @@ from tl_audit.records.base import Record
 
 Task = Literal["classification", "regression"]
 TASKS: tuple[Task, ...] = ("classification", "regression")
-N = TypeVar("N")
 
 
 class Value(Record):
@@ -35,13 +34,13 @@ class Value(Record):
     name: str | None = None
     unit: str | None = None
 
-    def own(self, z: N) -> N:
+    def own(self, z: Any) -> Any:  # Any: a number, an array or a tensor; the same comes back
         """z in the target's own unit; numbers, arrays and tensors."""
-        return self.mean + self.scale * z  # type: ignore[operator, no-any-return]
+        return self.mean + self.scale * z
 
-    def standardised(self, value: N) -> N:
+    def standardised(self, value: Any) -> Any:  # Any: as of own
         """A value as what the network gives: the inverse of ``own``."""
-        return (value - self.mean) / self.scale  # type: ignore[operator, no-any-return]
+        return (value - self.mean) / self.scale
 
 
 Output = str | int | Value | None

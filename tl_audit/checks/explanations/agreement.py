@@ -38,6 +38,7 @@ from tl_audit.subject import Subject
     phase=2,
     runs_models=True,
     after=GATE_CODES,
+    values="same",
 )
 def agreement(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """Do different explainers tell the same story?

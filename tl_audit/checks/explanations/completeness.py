@@ -40,6 +40,7 @@ DOUBLINGS = 4
     severity="high",
     needs=("adapted", "target", "adapted@target"),
     runs_models=True,
+    values="same",
 )
 def completeness(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """Does the attribution add up to what it explains?

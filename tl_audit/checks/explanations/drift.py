@@ -398,6 +398,7 @@ def _grid(
     phase=2,
     runs_models=True,
     after=(*GATE_CODES, "TLA501"),
+    values="same",
 )
 def explanation_shift(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """Does the model use other evidence on the target than on the source?

@@ -40,6 +40,7 @@ from tl_audit.subject import Subject
     severity="critical",
     needs=("adapted", "target", "adapted@target"),
     runs_models=True,
+    values="same",
 )
 def faithfulness(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """Do the parts marked important really drive the output, more than a random map's?

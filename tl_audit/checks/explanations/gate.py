@@ -20,7 +20,7 @@ from tl_audit.records.metrics import Measurement, Metric
 from tl_audit.subject import Subject
 
 
-@check("TLA711", "Explanation gate", section="explanations", severity="critical", needs=("adapted", "target"), phase=2)
+@check("TLA711", "Explanation gate", section="explanations", severity="critical", needs=("adapted", "target"), phase=2, values="same")
 def explanation_gate(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """May the maps of a method be shown as explanations?
 

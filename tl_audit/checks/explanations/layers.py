@@ -37,6 +37,7 @@ METHOD = "grad_cam"
     phase=2,
     runs_models=True,
     after=GATE_CODES,
+    values="same",
 )
 def layer_sensitivity(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """Would another target layer change the conclusion?

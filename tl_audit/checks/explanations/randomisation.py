@@ -44,6 +44,7 @@ from tl_audit.subject import Subject
     severity="critical",
     needs=("adapted", "target", "adapted@target"),
     runs_models=True,
+    values="same",
 )
 def parameter_randomisation(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """Does the map depend on what the model has learned?

@@ -48,6 +48,7 @@ STABLE = 0.8
     severity="medium",
     needs=("adapted", "target", "adapted@target"),
     runs_models=True,
+    values="same",
 )
 def seed_stability(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """Does a second run give the same map?
