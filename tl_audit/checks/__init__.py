@@ -24,6 +24,7 @@ FAMILIES = (
     "leakage",
     "near_duplicates",
     "label_noise",
+    "coverage",
     "performance",
     "worst_slices",
     "transfer",

@@ -499,7 +499,7 @@ def lint(
 _UNIT = frozenset({"accuracy", "balanced_accuracy", "f1_macro", "auroc", "average_precision", "recall", "precision", "f1", "c2st_auc",
     "label_tvd", "ks", "tvd", "excluded_share", "group_unknown_share", "worst_class_recall", "attack_auc", "declared_present_share",
     "lineage_fields_present", "base_sha256_match", "adapted_sha256_match", "gate_passed", "completeness_bad_share",
-    "c2st_auc_class", "c2st_auc_slice", "accuracy_slice", "output_ks", "negative_flip_rate", "impact_ratio"})  # fmt: skip
+    "c2st_auc_class", "c2st_auc_slice", "accuracy_slice", "output_ks", "negative_flip_rate", "uncovered_share", "impact_ratio"})  # fmt: skip
 # Metrics whose values cannot leave [-1, 1].
 _SIGNED = frozenset({"accuracy_change", "gain_over_scratch", "gain_over_head", "gain_over_base", "majority_gain", "accuracy_gap", "tpr_gap",
     "fpr_gap", "selection_rate_gap", "recall_gap", "negative_flip_rate_gap", "generalisation_gap",

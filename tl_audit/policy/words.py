@@ -50,6 +50,7 @@ NAMES: dict[str, str] = {
     "leaked_exact": "samples that were also trained on",
     "leaked_near": "samples that are almost training samples",
     "suspect_excess": "labels that look wrong beyond those that chance gives",
+    "uncovered_share": "share of the target beyond the source",
     "clusters_shared": "clusters on both sides of the split",
     "class_name_mismatch": "class names that disagree",
     "class_names_missing": "sides that name no classes",
