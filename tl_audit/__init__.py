@@ -20,6 +20,7 @@ _WHERE = {
     "Plan": "tl_audit.finetune",
     "Preprocessing": "tl_audit.records.preprocessing",
     "Regression": "tl_audit.finetune",
+    "Ranking": "tl_audit.ranking",
     "Stage": "tl_audit.finetune",
     "Subject": "tl_audit.subject",
     "TLAuditError": "tl_audit.errors",
@@ -28,6 +29,7 @@ _WHERE = {
     "audit": "tl_audit.auditing",
     "explain": "tl_audit.attribution",
     "explain_all": "tl_audit.attribution",
+    "rank_bases": "tl_audit.ranking",
 }
 
 __all__ = [*sorted(_WHERE), "__version__"]
@@ -56,6 +58,8 @@ if TYPE_CHECKING:
     from tl_audit.finetune import adapt as adapt
     from tl_audit.modality.base import Cue as Cue
     from tl_audit.models import Model as Model
+    from tl_audit.ranking import Ranking as Ranking
+    from tl_audit.ranking import rank_bases as rank_bases
     from tl_audit.records.preprocessing import Preprocessing as Preprocessing
     from tl_audit.records.values import Value as Value
     from tl_audit.report import AuditReport as AuditReport

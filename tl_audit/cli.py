@@ -510,6 +510,53 @@ def _finding_lines(finding: Finding) -> Iterator[str]:
 
 
 @app.command()
+def rank(
+    bases: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="BASE...", help="Two or more: ARCH=FILE, ARCH=default (fetched), ARCH (random start), run:PATH. ARCH as in plan.toml."
+        ),
+    ],
+    data: Annotated[str, typer.Option("--data", help="Labelled data of the task: folder or table.")],
+    kind: Annotated[str | None, typer.Option("--kind", help="image or tabular; default: seen from the data.")] = None,
+    label: Annotated[str | None, typer.Option("--label", help="Label column of a table, or of --metadata.")] = None,
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", help="Column of patient, site, document: resamples are of these, not of samples.")
+    ] = None,
+    id_column: Annotated[str | None, typer.Option("--id", help="Id column of a table.")] = None,
+    metadata: Annotated[Path | None, typer.Option("--metadata", help="Table on the pictures, joined on file names.")] = None,
+    out_file: Annotated[Path | None, typer.Option("--out", "-o", help="File to write, .json or .csv.")] = None,
+    resamples: Annotated[int, typer.Option("--resamples", min=100, help="Resamples behind the intervals of ranks.")] = 2000,
+    evidence: Annotated[
+        Path | None, typer.Option("--evidence", help="Folder that keeps the features, so that a second call runs no model again.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of every random draw.")] = 0,
+    device: Device = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Fetch nothing: refuse ARCH=default.")] = False,
+) -> int:
+    """Which base model suits this data? Ranks by three measures of frozen features, never one score.
+
+    LogME, H_alpha and GBC from one pass of each base over the data, with intervals of the ranks and how often each base came first among
+    resamples. They help to leave out bases; they do not foretell an accuracy. docs/choosing-a-base.md says what they cannot do.
+    """
+    from tl_audit.ranking import rank_bases
+
+    options = {
+        key: value
+        for key, value in (("kind", kind), ("label", label), ("cluster", cluster), ("id", id_column), ("metadata", metadata))
+        if value is not None
+    }
+    ranking = rank_bases(
+        bases, data, resamples=resamples, seed=seed, device=device or "auto", offline=offline, evidence_dir=evidence, progress=Progress(), **options
+    )  # fmt: skip
+    for line in ranking.lines():
+        out(shown(line))
+    if out_file is not None:
+        out(f"written {shown(ranking.save(out_file))}")
+    return 0
+
+
+@app.command()
 def render(
     record: Annotated[Path, typer.Argument(metavar="report.json", help="A record, or the folder that holds one.")],
     out_dir: Out = None,
