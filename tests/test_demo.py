@@ -99,8 +99,9 @@ def test_the_clean_control_stays_quiet(clean: AuditResult) -> None:
     for code in ("TLA602", "TLA608", "TLA308", "TLA103", "TLA109", "TLA201"):
         assert clean[code].status not in ACCUSED | {"error"}, f"{code}: {clean[code].reason}"
     # the two devices truly differ: pictures of every digit look different on the second one (501, 503, 507), the base's stored statistics are those
-    # of the first (506), and the adapted model, made for the second, answers differently on the first (505); harm is judged by TLA509
-    allowed = {"TLA501", "TLA503", "TLA505", "TLA506", "TLA507"}
+    # of the first (506), no picture of the first lies near them (207), and the adapted model, made for the second, answers differently on the first
+    # (505); harm is judged by TLA509
+    allowed = {"TLA207", "TLA501", "TLA503", "TLA505", "TLA506", "TLA507"}
     loud = {f.code: f.reason for f in clean.findings if f.status in ACCUSED and f.code not in allowed}
     assert not loud
 
