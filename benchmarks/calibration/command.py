@@ -19,7 +19,15 @@ def main(arguments: Sequence[str] = ()) -> None:
     parser.add_argument("--only", action="append", default=[], help="rows whose name or measure holds this text; may be repeated")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--first", type=int, default=0, help="number of the first run: other numbers are fresh draws; not stored")
+    parser.add_argument(
+        "--audits", action="store_true", help="audit whole clean subjects instead; those already in runs/calibration are kept"
+    )
+    parser.add_argument("--subjects", type=int, default=200, help="clean subjects of each kind")
+    parser.add_argument("--kind", choices=("tabular", "image"), action="append", help="kinds of data; both without it")
     chosen = parser.parse_args(arguments)
+    if chosen.audits:
+        _audits(chosen.kind, chosen.subjects, chosen.jobs)
+        return
     simulations = [s for s in SIMULATIONS if not chosen.only or any(text in s.name or text in s.of for text in chosen.only)]
     if not simulations:
         parser.error(f"no simulation holds {chosen.only[0]!r} in its name")
@@ -36,6 +44,16 @@ def main(arguments: Sequence[str] = ()) -> None:
             table.save(table.merged(table.load()[1], rows, order))
     results = table.merged([], results, order)
     print(f"\n{table.summary(results)}\n\n{table.markdown(results)}")
+
+
+def _audits(kinds: Sequence[str] | None, subjects: int, jobs: int) -> None:
+    from benchmarks.calibration import audits, clean
+
+    try:
+        audits.run(kinds or clean.KINDS, subjects, jobs)
+    finally:
+        audits.save()
+    print(audits.PAGE.read_text(encoding="utf-8"))
 
 
 def _simulated(simulations: Sequence[Simulation], runs: int | None, first: int, jobs: int) -> Iterator[tuple[tuple[Result, ...], float]]:
