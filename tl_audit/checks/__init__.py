@@ -40,6 +40,7 @@ FAMILIES = (
     "explanations",
     "robustness",
     "out_of_distribution",
+    "augmentation",
     "privacy",
     "governance",
 )

@@ -503,7 +503,7 @@ _UNIT = frozenset({"accuracy", "balanced_accuracy", "f1_macro", "auroc", "averag
 # Metrics whose values cannot leave [-1, 1].
 _SIGNED = frozenset({"accuracy_change", "gain_over_scratch", "gain_over_head", "gain_over_base", "majority_gain", "accuracy_gap", "tpr_gap",
     "fpr_gap", "selection_rate_gap", "recall_gap", "negative_flip_rate_gap", "generalisation_gap",
-    "accuracy_drop", "slice_error_excess", "trigger_over_placebo", "overconfidence",
+    "accuracy_drop", "augmented_accuracy_drop", "slice_error_excess", "trigger_over_placebo", "overconfidence",
     "backward_transfer", "backward_transfer_class"})  # fmt: skip
 
 

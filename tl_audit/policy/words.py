@@ -97,6 +97,7 @@ NAMES: dict[str, str] = {
     "attack_auc": "AUC of telling training samples from others",
     "tpr_at_fpr_1pct": "training samples named at one false alarm in a hundred",
     "mean_corruption_drop": "accuracy lost to everyday disturbances",
+    "augmented_accuracy_drop": "accuracy lost to a transform of the training",
     "single_group": "attributes with one group only",
     "undefined_cells": "rates without a denominator",
 }
