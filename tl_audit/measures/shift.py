@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
+from scipy.spatial.distance import squareform
 
 from tl_audit.errors import DataError
 from tl_audit.measures.arrays import class_vector, finite_matrix, finite_vector, is_missing, same_length, truth_vector
@@ -39,11 +40,15 @@ from tl_audit.measures.intervals import (
     resampled_counts,
     resampled_sums,
 )
+from tl_audit.measures.kernels import Cells, Forms, kernel_forms
 from tl_audit.measures.permutation import RESAMPLES, Labellings, TestResult, domain_labellings, judge_labellings, resamples_for
 from tl_audit.measures.sampling import cluster_codes, generator, split_by_cluster
 
 MOST_FOR_BANDWIDTH = 2000
+MOST_FOR_MEDIAN = 4000
 BOOTSTRAP = 1000  # resamples of intervals that cost one matrix product with the kernel matrix
+MANY_PAIRED = 2_000
+"""Rows of both samples from which on the kernel of the MMD is computed in blocks and its median distance on a subsample."""
 _CHUNK = 4_000_000  # numbers held at once while labellings are walked through
 
 
@@ -67,6 +72,10 @@ def mmd(
     permutes rows or clusters on one kernel matrix [P1]; the interval is the centred bootstrap [I6] on the V-statistic.
     Undefined where all rows are equal, or where a domain has fewer than two rows (clusters).
 
+    Above ``MANY_PAIRED`` rows the kernel is computed in blocks, so that memory grows with the rows and not with the pairs: the value is the
+    same, null and interval are taken in float32 (1e-8 of the kernel's scale). Above ``MOST_FOR_MEDIAN`` the bandwidth is the median over
+    that many rows, evenly spaced (``bandwidth_rows`` in details).
+
     Parameters
     ----------
     source, target : (N, D) and (M, D)
@@ -88,7 +97,10 @@ def mmd(
     base = Estimate(None, n + m, null=0.0, clusters=None if cluster is None else min(units), details=details)
     if min(units) < 2:
         return replace(base, reason=f"a domain has fewer than two {'rows' if cluster is None else 'clusters'}")
-    kernel, bandwidth = _kernel(np.concatenate([x, y]))
+    pooled = np.concatenate([x, y])
+    if n + m > MANY_PAIRED:
+        return _mmd_in_blocks(base, pooled, second, cluster, resamples, bootstrap, seed, alpha)
+    kernel, bandwidth = _kernel(pooled)
     if kernel is None:
         return replace(base, reason="all rows are equal: no distance to compare")
     return _mmd_of_kernel(base, kernel, bandwidth, second, cluster, resamples, bootstrap, seed, alpha)
@@ -167,6 +179,144 @@ def _mmd_of_kernel(
     test = _mmd_test(kernel, second, codes, cells, labellings)
     details = base.details | {"bandwidth": bandwidth, **_test_details(test, labellings)}
     return replace(base, value=value, ladder=ladder, reason=reason, p_value=test.p_value, details=details)
+
+
+def _mmd_in_blocks(
+    base: Estimate,
+    pooled: FloatArray,
+    second: BoolArray,
+    cluster: np.ndarray[Any, Any] | None,  # Any: ids of any type
+    resamples: int,
+    bootstrap: int,
+    seed: int,
+    alpha: float,
+) -> Estimate:
+    """`_mmd_of_kernel` without the kernel's matrix: the same weights, and the same sums of them."""
+    some = pooled
+    if pooled.shape[0] > MOST_FOR_MEDIAN:
+        some = pooled[np.linspace(0, pooled.shape[0] - 1, MOST_FOR_MEDIAN).round().astype(np.int64)]
+        base = replace(base, details=base.details | {"bandwidth_rows": MOST_FOR_MEDIAN})
+    bandwidth, level = _median_distance(some)
+    if bandwidth == 0 and some is not pooled:
+        # rows that are equal as far as the subsample sees: the distinct ones have a scale
+        distinct = np.unique(pooled, axis=0)
+        bandwidth, level = _median_distance(distinct[np.linspace(0, len(distinct) - 1, MOST_FOR_BANDWIDTH).round().astype(np.int64)])
+    if bandwidth == 0:
+        return replace(base, reason="all rows are equal: no distance to compare")
+    codes = cluster_codes(cluster, second.size)
+    cells = Cells.of(second, codes)
+    labellings = domain_labellings(second, cluster=cluster, resamples=resamples, seed=seed, alpha=alpha)
+    # labels of cells: those of a row of theirs, where the cell takes part
+    row = cells.order[cells.starts]
+    takes_part = labellings.kept[row]
+    unit = np.full(second.size, -1, dtype=np.int64)
+    unit[labellings.kept] = labellings.unit
+    labels = np.zeros((labellings.labels.shape[0], row.size), dtype=np.bool_)
+    if not labellings.reason:
+        labels[:, takes_part] = labellings.labels[:, unit[row[takes_part]]]
+    clusters = np.unique(cells.cluster, return_inverse=True)[1].astype(np.int64)
+    # as _Cells draws them: in the order of clusters, then samples
+    plain = np.lexsort((cells.second, cells.cluster))
+    counts = resampled_counts(clusters[plain], bootstrap, generator(seed, "mmd"), strata=cells.second[plain].astype(np.int64))[:, clusters]
+    one = np.ones(row.size)
+    exact = np.stack([one, takes_part.astype(np.float64), cells.second.astype(np.float64)], axis=1)
+    forms = kernel_forms(pooled, bandwidth, cells, labels, counts, exact, level)
+    sums = _PairSums(cells, forms)
+    value = float(sums.mmd2(cells.second[None], cells.second @ forms.products[:, 2:], forms.products[:, 0], one)[0])
+    contrast = _contrast(cells)
+    plug_in = float(contrast @ (forms.products[:, 2] * (1 / sums.m + 1 / sums.n) - forms.products[:, 0] / sums.n))
+    ladder, reason = centred_ladder(value, plug_in, sums.resampled(counts))
+    test = TestResult(None, labellings.assignments, labellings.reason, np.zeros(0))
+    if not labellings.reason:
+        null = sums.mmd2(labels, forms.labels, forms.products[:, 1], takes_part.astype(np.float64))
+        seen = cells.second & takes_part
+        of_seen = float(seen @ forms.products[:, 2]) if takes_part.all() else _form_of(seen, pooled, bandwidth, cells, level)
+        observed = float(sums.mmd2(seen[None], np.array([of_seen]), forms.products[:, 1], takes_part.astype(np.float64))[0])
+        test = judge_labellings(observed, null, labellings)
+    details = base.details | {"bandwidth": bandwidth, **_test_details(test, labellings)}
+    return replace(base, value=value, ladder=ladder, reason=reason, p_value=test.p_value, details=details)
+
+
+def _form_of(weights: BoolArray, pooled: FloatArray, bandwidth: float, cells: Cells, level: float) -> float:
+    """wᵀSw of one vector in float64."""
+    none = np.zeros((0, weights.size))
+    product = kernel_forms(pooled, bandwidth, cells, none.astype(np.bool_), none, weights.astype(np.float64)[:, None], level).products
+    return float(weights @ product[:, 0])
+
+
+def _median_distance(features: FloatArray) -> tuple[float, float]:
+    """Bandwidth by the median heuristic, and the mean of the kernel off its diagonal; (0, 0) where all rows are equal."""
+    bandwidth = _bandwidth(_squared_distances(features))
+    if bandwidth == 0:
+        return 0.0, 0.0
+    # any level near the mean serves
+    some = np.exp(_squared_distances(features[:: max(1, len(features) // 500)]) / -bandwidth)
+    return bandwidth, float((some.sum() - len(some)) / max(1, some.size - len(some)))
+
+
+def _contrast(cells: Cells) -> FloatArray:
+    """Weights of the V-statistic: 1/m in the second sample, -1/n in the first."""
+    m = float(cells.sizes[cells.second].sum())
+    return np.where(cells.second, 1 / m, -1 / (cells.sizes.sum() - m))
+
+
+@dataclass(frozen=True)
+class _PairSums:
+    """MMD² from forms of the kernel: those of all pairs, less the pairs of one cluster."""
+
+    cells: Cells
+    forms: Forms
+
+    @property
+    def m(self) -> float:
+        return float(self.cells.sizes[self.cells.second].sum())
+
+    @property
+    def n(self) -> float:
+        return float(self.cells.sizes.sum()) - self.m
+
+    def mmd2(self, labels: BoolArray, forms: FloatArray, products: FloatArray, part: FloatArray) -> FloatArray:
+        """Unbiased MMD² of labellings (B, U) with forms yᵀSy; ``products``: S times ``part``, the cells that take part."""
+        sizes, diagonal, partner = self.cells.sizes * part, self.forms.diagonal * part, self.cells.partners()
+        both = np.flatnonzero((partner >= 0) & (part > 0))
+        both = both[part[partner[both]] > 0]
+        beside, pairs = self.forms.partner[both], sizes[both] * sizes[partner[both]]
+        total = float(products @ part)
+        result = np.empty(labels.shape[0])
+        step = max(1, _CHUNK // sizes.size)
+        for start in range(0, labels.shape[0], step):
+            y, form = labels[start : start + step].astype(np.float64), forms[start : start + step]
+            # pairs of one cluster: both in the second sample, both in the first, one in each
+            own, other = y[:, both], y[:, partner[both]]
+            twos, nones, across = own * other, (1 - own) * (1 - other), own * (1 - other)
+            met = y @ products
+            yy = form - y @ diagonal - twos @ beside
+            xy = met - form - across @ beside
+            xx = total - 2 * met + form - (1 - y) @ diagonal - nones @ beside
+            m = y @ sizes
+            n = float(sizes.sum()) - m
+            m_pairs = m**2 - y @ sizes**2 - twos @ pairs
+            n_pairs = n**2 - (1 - y) @ sizes**2 - nones @ pairs
+            with np.errstate(divide="ignore", invalid="ignore"):
+                result[start : start + step] = xx / n_pairs + yy / m_pairs - 2 * xy / (n * m - across @ pairs)
+        # a labelling may leave one side with a single large cluster; it then counts as no discrepancy
+        return np.where(np.isfinite(result), result, 0.0)
+
+    def resampled(self, counts: FloatArray) -> FloatArray:
+        """Unbiased MMD² of each resample of clusters (R, U); pairs of different draws, which may be the same cluster twice."""
+        second, sizes, partner = self.cells.second, self.cells.sizes, self.cells.partners()
+        result = np.zeros(counts.shape[0])
+        of_sides = []
+        with np.errstate(divide="ignore", invalid="ignore"):
+            for side, form in ((~second, self.forms.first), (second, self.forms.second)):
+                weight = counts[:, side]
+                rows = weight @ sizes[side]
+                of_sides.append(rows)
+                result += (form - weight @ self.forms.diagonal[side]) / (rows**2 - weight @ sizes[side] ** 2)
+            both = np.flatnonzero((partner >= 0) & ~second)
+            across = self.forms.across - counts[:, both] @ self.forms.partner[both]
+            pairs = of_sides[0] * of_sides[1] - counts[:, both] @ (sizes[both] * sizes[partner[both]])
+            return np.asarray(result - 2 * across / pairs, dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -803,27 +953,36 @@ def _mmd_test(kernel: FloatArray, second: BoolArray, codes: IntArray, cells: _Ce
 
 def _kernel(features: FloatArray) -> tuple[FloatArray | None, float]:
     """Gaussian kernel matrix with the median heuristic; None where all rows are equal."""
-    centred = features - features.mean(axis=0)
-    squares = np.einsum("ij,ij->i", centred, centred)
-    distance = centred @ centred.T
-    distance *= -2.0
-    distance += squares[:, None]
-    distance += squares[None, :]
-    np.maximum(distance, 0.0, out=distance)
-    np.fill_diagonal(distance, 0.0)
-    above = distance[np.triu_indices(distance.shape[0], 1)]
-    # differences below rounding of the squared norms are ties
-    ties = 1e-14 * float(squares.max(initial=0.0))
-    bandwidth = float(np.median(above)) if above.size else 0.0
-    if bandwidth <= ties:
-        # more than half of all pairs are ties: the median tells no scale, the mean of the rest does
-        rest = above[above > ties]
-        if rest.size == 0:
-            return None, 0.0
-        bandwidth = float(rest.mean())
+    distance = _squared_distances(features)
+    bandwidth = _bandwidth(distance)
+    if bandwidth == 0:
+        return None, 0.0
     distance /= -bandwidth
     np.exp(distance, out=distance)
     return distance, bandwidth
+
+
+def _squared_distances(features: FloatArray) -> FloatArray:
+    centred = features - features.mean(axis=0)
+    squares = np.einsum("ij,ij->i", centred, centred)
+    distance: FloatArray = centred @ centred.T
+    distance *= -2.0
+    distance += squares[:, None]
+    distance += squares[None, :]
+    # differences below rounding of the squared norms are ties
+    distance[distance <= 1e-14 * float(squares.max(initial=0.0))] = 0.0
+    np.fill_diagonal(distance, 0.0)
+    return distance
+
+
+def _bandwidth(distance: FloatArray) -> float:
+    """Median of the squared distances; where more than half of all pairs are ties, which tell no scale, the mean of the rest; 0 without any."""
+    above = squareform(distance, checks=False)
+    bandwidth = float(np.median(above)) if above.size else 0.0
+    if bandwidth == 0:
+        rest = above[above > 0]
+        return float(rest.mean()) if rest.size else 0.0
+    return bandwidth
 
 
 def _gaussian(x: FloatArray, y: FloatArray, bandwidth: float) -> FloatArray:
