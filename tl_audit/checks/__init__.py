@@ -32,6 +32,7 @@ FAMILIES = (
     "transferability",
     "shift",
     "conditional_shift",
+    "concept_shift",
     "shift_over_time",
     "fairness",
     "group_gaps",

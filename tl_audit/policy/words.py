@@ -23,6 +23,8 @@ NAMES: dict[str, str] = {
     "label_tvd": "share of labels that would have to move",
     "c2st_auc_class": "AUC of telling source from target",
     "mmd2_class": "MMD²",
+    "concept_gain": "log-loss saved by reading the inputs otherwise in the target",
+    "overlap_share": "share of samples that could come from either domain",
     "c2st_auc_slice": "AUC of telling source from target",
     "mmd2_slice": "MMD²",
     "accuracy_slice": "accuracy",
