@@ -6,11 +6,13 @@ import base64
 import binascii
 import itertools
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tl_audit.errors import RecordError
+from tl_audit.policy.words import metric_words
 from tl_audit.records.exhibits import Exhibit, Heatmap, ImageGrid, Ladder, Lines, Picture, Stamp, Table
 from tl_audit.records.findings import SEVERITIES, STATUSES, WORST_FIRST, AuditResult, DomainCard, Finding, LimitOutcome, ModelCard
 from tl_audit.records.metrics import Metric
@@ -74,14 +76,16 @@ NOT_ASSESSED_HERE = (
 )
 """Fixed list of §G, minus what was run: (topic, codes whose findings cover it)."""
 
+HARM = "Harm: does the error rise?"
 DECOMPOSITION = (
-    ("Inputs (covariate)", "TLA501"),
-    ("Class mix (label)", "TLA502"),
-    ("Look of a class (conditional)", "TLA503"),
-    ("Meaning of a class (concept)", "TLA504"),
-    ("Predictions", "TLA505"),
-    ("Harm: does the error rise?", "TLA509"),
+    ("Inputs (covariate)", "TLA501", ("c2st_auc", "mmd2")),
+    ("Class mix (label)", "TLA502", ("label_tvd",)),
+    ("Look of a class (conditional)", "TLA503", ("c2st_auc_class",)),
+    ("Meaning of a class (concept)", "TLA504", ("concept_gain",)),
+    ("Predictions", "TLA505", ("output_ks", "predicted_tvd")),
+    (HARM, "TLA509", ("accuracy_drop", "accuracy_drop_reweighted")),
 )
+"""Parts of a shift, the check that asks for each, and the numbers that speak for it; of numbers by class the one furthest from chance."""
 
 
 class SvgText(str):
@@ -743,6 +747,8 @@ class Page:
     unmapped: tuple[str, ...]
     clause_maps: tuple[tuple[ClauseMap, Grid], ...]
     not_assessed_here: tuple[str, ...]
+    moved: bool
+    "whether any part of a shift was asked about and measured"
     register: tuple[FindingView, ...]
     pictures_dropped: int
 
@@ -912,22 +918,27 @@ def _differences(findings: Sequence[FindingView], ids: Counters, *, controls: bo
 
 def _decomposition(findings: Sequence[FindingView], ids: Counters) -> Grid:
     rows: list[list[Cell | str]] = []
-    for part, code in DECOMPOSITION:
+    harm = "Whether it does harm was not measured: TLA509 is not part of this audit."
+    for part, code, names in DECOMPOSITION:
         view = next((f for f in findings if f.code == code), None)
         if view is None:
-            rows.append([part, "–", "–", "–", "–", "–", Cell(f"{code} is not part of this audit")])
+            rows.append([part, "not measured", "–", "–", "–", "–", "–", Cell(f"{code} is not part of this audit")])
             continue
         link = Cell(view.code, href=f"#{view.id}", status=view.status)
-        metrics = [] if view.record.measurement is None else [m for m in view.record.measurement.metrics if not m.slice][:2]
-        if not metrics:
-            rows.append([part, Cell("not assessed", note=shorten(_why(view), 140)), "–", "–", "–", "–", link])
-        for i, m in enumerate(metrics):
+        found = [one for name in names if (one := _furthest(view.record, name)) is not None]
+        if part == HARM:
+            harm = f"Harm (TLA509): {view.summary}" if found else f"Whether it does harm was not measured: {_why(view)}"
+        if not found:
+            rows.append([part, Cell("not measured", note=shorten(_why(view), 140)), "–", "–", "–", "–", "–", link])
+        for i, (m, among) in enumerate(found):
             outcomes = _limits_of(m, view.record)
             p = m.p_adjusted if m.p_adjusted is not None else m.p_value
+            where = numbers.slice_words(m.slice)
             rows.append(
                 [
-                    part if i == 0 else Cell("", note=""),
-                    Cell(numbers.value(m, outcomes), note=m.name),
+                    part if i == 0 else Cell(""),
+                    Cell(metric_words(m.name), note=f"{where}, furthest from chance of {among}" if among > 1 else where),
+                    numbers.value(m, outcomes) if m.value is not None else Cell("not defined", note=shorten(m.reason or "", 140)),
                     numbers.metric_interval(m, outcomes) or "–",
                     "–" if m.null is None else numbers.plain(m.null),
                     "–" if p is None else numbers.p_value(p),
@@ -938,10 +949,25 @@ def _decomposition(findings: Sequence[FindingView], ids: Counters) -> Grid:
     return _grid(
         ids,
         "Which part of the data moved",
-        ["Part", "Effect", "Interval", "By chance", "p", "n", "Finding"],
+        ["Part", "Measured by", "Effect", "Interval", "By chance", "p", "n", "Finding"],
         rows,
-        numeric=[False, True, True, True, True, True, False],
+        numeric=[False, False, True, True, True, True, True, False],
+        note=harm,
     )
+
+
+def _furthest(finding: Finding, name: str) -> tuple[Metric, int] | None:
+    """The number of that name that speaks for the whole finding, and among how many it was picked; None where there is none.
+
+    The one without a slice; else the one furthest from what chance gives. Numbers in features of another model judge nothing and are passed over.
+    """
+    if finding.measurement is None:
+        return None
+    found = [m for m in finding.measurement.metrics if m.name == name and "features" not in m.slice]
+    whole = [m for m in found if not m.slice]
+    if whole or not found:
+        return (whole[0], 1) if whole else None
+    return max(found, key=lambda m: -math.inf if m.value is None else abs(m.value - (m.null or 0.0))), len(found)
 
 
 def _recipe(result: AuditResult, ids: Counters) -> dict[str, Grid]:
@@ -1161,6 +1187,7 @@ def build(result: AuditResult, *, record_hash: str, report_hash: str, pictures: 
         unmapped=unmapped,
         clause_maps=tuple((one, _clause_grid(one, views, ids)) for one in maps),
         not_assessed_here=tuple(topic for topic, codes in NOT_ASSESSED_HERE if not measured.intersection(codes)),
+        moved=any(f.code == code and f.measurement is not None for f in result.findings for _, code, _ in DECOMPOSITION),
         register=tuple(sorted((v for v in views if v.status in ("fail", "warn", "inconclusive", "review", "error")), key=_urgency)),
         pictures_dropped=pictures.dropped,
     )
