@@ -385,11 +385,15 @@ def _named(bases: Any) -> dict[str, Any]:  # Any: see rank_bases
 
 def _name(base: Any) -> str:  # Any: see rank_bases
     if isinstance(base, str | Path):
-        return str(base)
+        # paths say where a file lies on this machine, which no reader of a ranking needs
+        arch, sign, weights = str(base).partition("=")
+        if arch.startswith("run:") or ":" not in arch:
+            return f"run:{Path(str(base).removeprefix('run:')).name}"
+        return f"{arch}={Path(weights).name}" if sign else arch
     if isinstance(base, Mapping):
         base = (base.get("base", "?"), base.get("weights"))
     if isinstance(base, tuple) and len(base) == 2:
-        return f"{_name(base[0])}={base[1]}" if base[1] is not None else _name(base[0])
+        return f"{_name(base[0])}={Path(str(base[1])).name}" if base[1] is not None else _name(base[0])
     name = getattr(base, "name", None)
     if isinstance(name, str) and name != "model":
         return name

@@ -194,7 +194,21 @@ def slow_gbc(z: np.ndarray, labels: np.ndarray, *, spherical: bool) -> float:
     return -total
 
 
-@pytest.mark.parametrize("variances", ["spherical", "diagonal"])
+def published_gbc(z: np.ndarray, labels: np.ndarray) -> float:
+    """As the authors' code has it: a scalar variance per class, whose logarithm enters once."""
+    total = 0.0
+    for i in np.unique(labels):
+        for j in np.unique(labels):
+            if i != j:
+                a, b = z[labels == i], z[labels == j]
+                va, vb = a.var(axis=0).mean(), b.var(axis=0).mean()
+                v = (va + vb) / 2
+                away = ((a.mean(axis=0) - b.mean(axis=0)) ** 2 / v).sum() / 8
+                total += np.exp(-(away + 0.5 * (np.log(v) - 0.5 * np.log(va) - 0.5 * np.log(vb))))
+    return -total
+
+
+@pytest.mark.parametrize("variances", ["spherical", "diagonal", "along_means"])
 @pytest.mark.parametrize(("n", "d"), [(90, 6), (60, 100)])
 def test_gbc_is_its_formula_on_principal_components(n: int, d: int, variances: str) -> None:
     from sklearn.decomposition import PCA
@@ -203,7 +217,8 @@ def test_gbc_is_its_formula_on_principal_components(n: int, d: int, variances: s
     z = PCA(min(10, d)).fit_transform(f)
     estimate = gbc(f, labels, classes=3, components=10, variances=variances)
 
-    assert estimate.value == pytest.approx(slow_gbc(z, labels, spherical=variances == "spherical"), abs=1e-9)
+    expected = published_gbc(z, labels) if variances == "along_means" else slow_gbc(z, labels, spherical=variances == "spherical")
+    assert estimate.value == pytest.approx(expected, abs=1e-9)
 
 
 def test_the_overlap_of_two_unit_normals_is_known_in_closed_form() -> None:
@@ -214,15 +229,16 @@ def test_the_overlap_of_two_unit_normals_is_known_in_closed_form() -> None:
     assert gbc(x[:, None], labels, classes=2).value == pytest.approx(-2 * np.exp(-(2.0**2) / 8), abs=1e-12)
 
 
-def test_a_spherical_variance_counts_in_every_component() -> None:
-    # variances 1 and 4 around one mean in p = 3: D_B = p/2 (ln 2.5 - ln 1/2 - ln 4/2); counting it once would divide by p
+def test_a_spherical_variance_counts_in_every_component_and_once_along_the_means() -> None:
+    # variances 1 and 4 around one mean in p = 3: D_B = p/2 (ln 2.5 - ln 1/2 - ln 4/2); public code counts it once, as in one dimension
     rng = np.random.default_rng(0)
     z = rng.normal(size=(4000, 3))
     z = (z - z.mean(axis=0)) / z.std(axis=0)
     f, labels = np.r_[z, 2 * z], np.repeat([0, 1], 4000)
     once = 0.5 * (np.log(2.5) - 0.5 * np.log(4.0))
 
-    assert gbc(f, labels, classes=2).value == pytest.approx(-2 * np.exp(-3 * once), abs=1e-6)
+    assert gbc(f, labels, classes=2, variances="spherical").value == pytest.approx(-2 * np.exp(-3 * once), abs=1e-6)
+    assert gbc(f, labels, classes=2).value == pytest.approx(-2 * np.exp(-once), abs=1e-6)
 
 
 def test_more_distance_between_classes_raises_every_measure() -> None:

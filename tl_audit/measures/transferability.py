@@ -33,7 +33,8 @@ _SPAN = np.log(1e8)
 _EMPTY = 1e-300
 _UNUSED = 10.0  # a ratio of precisions so far (in logs) above the largest square leaves the features unused
 _SMALLER = (0.0, 2.0, 4.0, 7.0)
-Variances = Literal["spherical", "diagonal"]
+Variances = Literal["along_means", "spherical", "diagonal"]
+VARIANCES: tuple[Variances, ...] = ("along_means", "spherical", "diagonal")
 
 
 @dataclass(frozen=True)
@@ -348,7 +349,7 @@ class _Gbc:
     def _moments(self, counts: FloatArray, sums: FloatArray, powers: FloatArray) -> tuple[FloatArray, FloatArray]:
         mean = sums / counts[:, None]
         variance = powers / counts[:, None] - mean**2
-        if self.variances == "spherical":
+        if self.variances != "diagonal":
             variance = variance.mean(axis=1, keepdims=True)
         return mean, np.maximum(variance, self.floor)
 
@@ -356,10 +357,11 @@ class _Gbc:
         """(len(which), C) coefficients of some classes with all."""
         out = np.empty((which.size, mean.shape[0]))
         wide = np.broadcast_to(variance, mean.shape)  # a spherical variance counts once per component
-        logs = np.log(wide).sum(axis=1)
+        times = 1 / mean.shape[1] if self.variances == "along_means" else 1.0
+        logs = times * np.log(wide).sum(axis=1)
         for i, c in enumerate(which):
             both = (wide + wide[c]) / 2
-            distance = ((mean - mean[c]) ** 2 / both).sum(axis=1) / 8 + 0.5 * np.log(both).sum(axis=1) - 0.25 * (logs + logs[c])
+            distance = ((mean - mean[c]) ** 2 / both).sum(axis=1) / 8 + 0.5 * times * np.log(both).sum(axis=1) - 0.25 * (logs + logs[c])
             out[i] = np.exp(-np.maximum(distance, 0.0))
         return out
 
@@ -462,22 +464,28 @@ def gbc(
     *,
     classes: int,
     components: int = COMPONENTS,
-    variances: Variances = "spherical",
+    variances: Variances = "along_means",
     cluster: ArrayLike | None = None,
     seed: int = 0,
 ) -> Estimate:
     """Overlap of the classes as normal densities, negative: -Σ_{i≠j} exp(-D_B(i, j)) (-C(C-1) to 0, higher is better).
 
-    D_B is the Bhattacharyya distance on the first 64 principal components, with one variance per class ("spherical") or one per class
-    and component ("diagonal"). A spherical variance counts in every component: |σ²I| = σ^(2p); a public implementation counts it
-    once. Variances have a floor of a millionth of the mean one. Interval: delete-one-block jackknife on the components of all rows.
+    D_B is the Bhattacharyya distance on the first 64 principal components. Interval: delete-one-block jackknife on the components of all
+    rows. Variances have a floor of a millionth of the mean one.
+
+    Parameters
+    ----------
+    variances : "along_means": one variance per class, distance of the two normal densities along the line through their means. This is what
+        the authors' code computes under the name of spherical (the determinant is counted once), so that published evaluations speak of it.
+        "spherical": one variance per class in all components, |σ²I| = σ^(2p), as the formula has it: a small difference in variance then
+        counts 64 times, even where the features fill a few directions. "diagonal": one variance per class and component
 
     References
     ----------
     Pándy et al. (2022). Transferability estimation using Bhattacharyya class separability. CVPR. arXiv:2111.12780
     """
-    if variances not in ("spherical", "diagonal") or components < 1:
-        raise DataError(f'variances are "spherical" or "diagonal" and components at least 1, not {variances!r} and {components}')
+    if variances not in VARIANCES or components < 1:
+        raise DataError(f"variances are one of {', '.join(VARIANCES)} and components at least 1, not {variances!r} and {components}")
     f, y = _features_and_classes(features, labels, classes)
     units = _units(cluster, y.size, seed)
     found = spectrum(f, centred=True)
@@ -536,7 +544,7 @@ def deletions(features: ArrayLike, labels: ArrayLike, unit: ArrayLike, *, classe
     made: dict[str, _Evidence | _HAlpha | _Gbc] = {
         "logme": _Evidence(plain, y, classes, gain=False),
         "h_alpha": _HAlpha(centred, y, classes),
-        "gbc": _Gbc(centred, y, classes, components=COMPONENTS, variances="spherical"),
+        "gbc": _Gbc(centred, y, classes, components=COMPONENTS, variances="along_means"),
     }
     out = {}
     for name, one in made.items():
