@@ -25,6 +25,7 @@ FAMILIES = (
     "near_duplicates",
     "label_noise",
     "coverage",
+    "precision",
     "performance",
     "worst_slices",
     "transfer",
