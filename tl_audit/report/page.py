@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tl_audit.errors import RecordError
-from tl_audit.policy.words import metric_words
 from tl_audit.records.exhibits import Exhibit, Heatmap, ImageGrid, Ladder, Lines, Picture, Stamp, Table
 from tl_audit.records.findings import SEVERITIES, STATUSES, WORST_FIRST, AuditResult, DomainCard, Finding, LimitOutcome, ModelCard
 from tl_audit.records.metrics import Metric
@@ -78,12 +77,16 @@ NOT_ASSESSED_HERE = (
 
 HARM = "Harm: does the error rise?"
 DECOMPOSITION = (
-    ("Inputs (covariate)", "TLA501", ("c2st_auc", "mmd2")),
-    ("Class mix (label)", "TLA502", ("label_tvd",)),
-    ("Look of a class (conditional)", "TLA503", ("c2st_auc_class",)),
-    ("Meaning of a class (concept)", "TLA504", ("concept_gain",)),
-    ("Predictions", "TLA505", ("output_ks", "predicted_tvd")),
-    (HARM, "TLA509", ("accuracy_drop", "accuracy_drop_reweighted")),
+    ("Inputs (covariate)", "TLA501", {"c2st_auc": "AUC of telling source from target", "mmd2": "MMD²"}),
+    ("Class mix (label)", "TLA502", {"label_tvd": "share of labels that would have to move"}),
+    ("Look of a class (conditional)", "TLA503", {"c2st_auc_class": "AUC of telling source from target in a class"}),
+    ("Meaning of a class (concept)", "TLA504", {"concept_gain": "log-loss saved by reading the inputs otherwise in the target"}),
+    (
+        "Predictions",
+        "TLA505",
+        {"output_ks": "largest gap of a predicted probability (KS)", "predicted_tvd": "share of predicted classes that would have to move"},
+    ),
+    (HARM, "TLA509", {"accuracy_drop": "accuracy lost", "accuracy_drop_reweighted": "accuracy lost at the target's class mix"}),
 )
 """Parts of a shift, the check that asks for each, and the numbers that speak for it; of numbers by class the one furthest from chance."""
 
@@ -937,7 +940,7 @@ def _decomposition(findings: Sequence[FindingView], ids: Counters) -> Grid:
             rows.append(
                 [
                     part if i == 0 else Cell(""),
-                    Cell(metric_words(m.name), note=f"{where}, furthest from chance of {among}" if among > 1 else where),
+                    Cell(names[m.name], note=f"{where}, furthest from chance of {among}" if among > 1 else where),
                     numbers.value(m, outcomes) if m.value is not None else Cell("not defined", note=shorten(m.reason or "", 140)),
                     numbers.metric_interval(m, outcomes) or "–",
                     "–" if m.null is None else numbers.plain(m.null),
