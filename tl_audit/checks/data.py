@@ -23,7 +23,8 @@ from tl_audit.subject import ROLES, Subject
 
 MOST_LISTED = 20
 MOST_PICTURES = 6
-MOST_FOR_PROPERTIES = 5000  # rows per domain; permutations of more change no digit that is printed
+MOST_FOR_PROPERTIES = 5000  # rows per domain where clusters are permuted; permutations of more change no digit that is printed
+MOST_INDEPENDENT = 200_000  # of independent rows, whose test costs one sort
 GAP_LIMIT = 0.10  # what minimum_detectable_gap is planned for: the warning limit of TLA602 in the default policy
 PSI_LEAST = 500
 # a sample whose content is the same for every sample of its kind: two of them are no sign of a leak
@@ -591,10 +592,11 @@ def property_drift(subject: Subject, evidence: Evidence, context: Context) -> Me
         if rows.size == 0:
             raise NotEvaluated(f"readable rows of the {role}")
         cluster = evidence.cluster(role)
-        if rows.size > MOST_FOR_PROPERTIES:
+        most = MOST_INDEPENDENT if cluster is None else MOST_FOR_PROPERTIES
+        if rows.size > most:
             ids = evidence.ids(role)
             units = None if cluster is None else np.asarray(cluster)[rows]
-            chosen = rows[bottom_k([ids[r] for r in rows], MOST_FOR_PROPERTIES, seed, cluster=units)]
+            chosen = rows[bottom_k([ids[r] for r in rows], most, seed, cluster=units)]
             caveats.append(f"{chosen.size} of {rows.size} rows of the {role} were compared, chosen by hash.")
             rows = chosen
         sides[role] = {name: np.asarray(values)[rows] for name, values in evidence.properties(role).items()}
@@ -608,12 +610,12 @@ def property_drift(subject: Subject, evidence: Evidence, context: Context) -> Me
     caveats += left
     tests = len(compared)
     found: dict[str, shift.PropertyShift] = {}
-    for i, (name, (first, second, categorical)) in enumerate(compared.items()):
-        context.progress("TLA507", i, tests)
-        found[name] = shift.property_shift(
-            first, second, categorical=categorical, cluster_source=clusters["source"], cluster_target=clusters["target"],
-            tests=tests, alpha=rules.alpha, seed=seed,
-        )  # fmt: skip
+    columns = ((name, first, second, categorical) for name, (first, second, categorical) in compared.items())
+    for name, result in shift.property_shifts(
+        columns, cluster_source=clusters["source"], cluster_target=clusters["target"], tests=tests, alpha=rules.alpha, seed=seed
+    ):
+        context.progress("TLA507", len(found), tests)
+        found[name] = result
     metrics: list[Metric] = []
     adjusted = dict(zip(found, multiplicity.benjamini_hochberg([f.distance.p_value for f in found.values()]), strict=True))
     moved = [name for name, p in adjusted.items() if p is not None and p < rules.alpha]
