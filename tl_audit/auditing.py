@@ -12,8 +12,10 @@ from tl_audit.errors import ConfigError, DataError, NotEvaluated
 
 if TYPE_CHECKING:
     from tl_audit.checks.base import Check
+    from tl_audit.evidence.base import Evidence
     from tl_audit.policy import Policy
     from tl_audit.report import AuditReport
+    from tl_audit.report.rows import Observed
     from tl_audit.subject import Domain, Subject
 
 log = logging.getLogger(__name__)
@@ -65,6 +67,7 @@ def audit(
     from tl_audit.checks import BUILTIN
     from tl_audit.policy import Policy, load_policy
     from tl_audit.report import AuditReport
+    from tl_audit.report.rows import Observed
     from tl_audit.runner import run
     from tl_audit.subject import Subject
 
@@ -76,6 +79,7 @@ def audit(
         given: dict[str, Any] = {"target": target, "source": source, "train": train, "validation": validation}
         subject = dataclasses.replace(subject, **{k: v for k, v in given.items() if v is not None})
     resolved = policy if isinstance(policy, Policy) else load_policy(policy)
+    observed = Observed()
     result = run(
         subject,
         policy=resolved,
@@ -91,8 +95,33 @@ def audit(
         declared=dict(declared or {}),
         evidence_dir=evidence_dir,
         title=title,
+        observe=lambda evidence, pairs: _keep_rows(observed, subject, evidence, pairs),
     )
-    return AuditReport(result)
+    return AuditReport(result, _observed=observed)
+
+
+def _keep_rows(observed: Observed, subject: Subject, evidence: Evidence, pairs: Sequence[tuple[str, str]]) -> None:
+    """Labels, answers and groups of the pairs that an audit looked at, for ``AuditReport.metric_frame``."""
+    from tl_audit.checks.selection import judged
+    from tl_audit.measures.calibration import nll_rows
+    from tl_audit.report.rows import ObservedRows
+
+    for model, domain in pairs:
+        try:
+            if subject.target.task != "classification":
+                raise NotEvaluated("its labels are numbers, not classes")
+            rows = judged(evidence, model, domain)
+        except NotEvaluated as gap:
+            observed.why_not[model, domain] = str(gap)
+            continue
+        observed.rows[model, domain] = ObservedRows(
+            classes=rows.classes,
+            truth=rows.truth,
+            predicted=rows.predicted,
+            losses=nll_rows(rows.probabilities, rows.truth),
+            groups={column: values[rows.rows] for column, values in evidence.groups(domain).items()},
+            positive=evidence.positive(domain),
+        )
 
 
 def methods_for(subject: Subject) -> tuple[str, ...]:

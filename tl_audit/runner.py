@@ -69,6 +69,7 @@ def run(
     config: Mapping[str, Any] | None = None,
     budget: int | None = None,
     fail_on: str | None = None,
+    observe: Callable[[StoredEvidence, tuple[tuple[str, str], ...]], None] | None = None,
 ) -> AuditResult:
     """Audit a subject under a policy.
 
@@ -84,6 +85,7 @@ def run(
     progress : told (what, done, total)
     config : what the caller was asked to do (command, audit.toml); paths, names and tokens are redacted
     fail_on : instead of the policy stage's own
+    observe : given the evidence, and the (model, domain) pairs that the checks looked at, before it is closed; not called after an interruption
 
     Raises
     ------
@@ -125,6 +127,8 @@ def run(
         audit.remember_policy()
         findings |= {one.code: not_evaluated(one, DESELECTED) for one in checks if one.code not in findings}
 
+        if observe is not None and audit.partial is None:
+            observe(evidence, pairs_of(chosen, subject))
         ordered = with_q_values([findings[one.code] for one in checks])
         marks = stamps(findings.get(GATE), evidence.methods)
         ordered = [stamped(f, marks) for f in ordered]

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tl_audit.records.findings import STATUSES, WORST_FIRST, AuditResult, Finding, Outcome
 from tl_audit.records.schema import to_json
 from tl_audit.report.text import shorten, visible
+
+if TYPE_CHECKING:
+    from fairlearn.metrics import MetricFrame
+
+    from tl_audit.report.rows import Observed
 
 __all__ = ["AuditReport"]
 
@@ -25,6 +30,11 @@ class AuditReport:
 
     result: AuditResult
     _saved: list[Path] = field(default_factory=list, compare=False)
+    _observed: Observed | None = field(default=None, compare=False)
+    "rows of the audit that made this report, in its own process; no file, copy or pickle holds them"
+
+    def __getstate__(self) -> dict[str, Any]:  # Any: the fields
+        return {**self.__dict__, "_observed": None}
 
     def __getitem__(self, code: str) -> Finding:
         return self.result[code]
@@ -84,6 +94,41 @@ class AuditReport:
     def to_frame(self) -> Any:  # Any: a pandas DataFrame, imported late
         """One row per finding: code, section, title, status, severity, reason."""
         return self.result.to_frame()
+
+    def metric_frame(
+        self,
+        metrics: Callable[..., float] | Mapping[str, Callable[..., float]] | None = None,
+        *,
+        groups: str | Sequence[str] | None = None,
+        model: str = "adapted",
+        domain: str = "target",
+    ) -> MetricFrame:
+        """The labels and answers of this audit as a ``fairlearn.metrics.MetricFrame``, for questions that no check asks.
+
+        Numbers of small groups are not held back here, and have no intervals: TLA601 and TLA602 give those.
+
+        Parameters
+        ----------
+        metrics : functions of (y_true, y_pred), one or by name, as MetricFrame takes them; None: those of TLA601 and n, NaN where undefined.
+            y_true and y_pred are 0 and 1 in a binary task with a positive class (1), else class names
+        groups : sensitive features, one name or several (crossed); None: all columns of the domain
+        model : "adapted", "base", "previous", "control:head" or "control:scratch"
+        domain : "target", "source", "train" or "validation"
+
+        Raises
+        ------
+        ConfigError : the report was read from a file, no such column, or the audit did not look at this model on this domain
+
+        Examples
+        --------
+        ``report.metric_frame(groups="sex").by_group`` · ``report.metric_frame(f1_score, groups=["sex", "site"]).difference()``
+        """
+        from tl_audit.errors import ConfigError
+        from tl_audit.report import rows
+
+        if self._observed is None:
+            raise ConfigError(rows.NOT_HERE)
+        return rows.metric_frame(self._observed.of(model, domain), metrics, groups)
 
     def __repr__(self) -> str:
         """At most 20 lines: title, outcome, counts, the most urgent findings, what to call next."""
