@@ -506,7 +506,7 @@ _code: str | None = None
 
 def _codes(names: NDArray[np.object_], order: tuple[str, ...]) -> NDArray[np.int64]:
     index = {name: i for i, name in enumerate(order)}
-    return np.fromiter((index.get(name, -1) if name is not None else -1 for name in names), dtype=np.int64, count=len(names))
+    return np.array([index.get(name, -1) for name in names.tolist()], dtype=np.int64)
 
 
 def _read_only(values: NDArray[np.object_]) -> NDArray[np.object_]:
