@@ -592,11 +592,11 @@ def property_drift(subject: Subject, evidence: Evidence, context: Context) -> Me
         if rows.size == 0:
             raise NotEvaluated(f"readable rows of the {role}")
         cluster = evidence.cluster(role)
-        most = MOST_INDEPENDENT if cluster is None else MOST_FOR_PROPERTIES
-        if rows.size > most:
+        bound = MOST_INDEPENDENT if cluster is None else MOST_FOR_PROPERTIES
+        if rows.size > bound:
             ids = evidence.ids(role)
             units = None if cluster is None else np.asarray(cluster)[rows]
-            chosen = rows[bottom_k([ids[r] for r in rows], most, seed, cluster=units)]
+            chosen = rows[bottom_k([ids[r] for r in rows], bound, seed, cluster=units)]
             caveats.append(f"{chosen.size} of {rows.size} rows of the {role} were compared, chosen by hash.")
             rows = chosen
         sides[role] = {name: np.asarray(values)[rows] for name, values in evidence.properties(role).items()}
