@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from tl_audit.checks import mean_error
 from tl_audit.checks.base import Check, Context, check, exact, metric
 from tl_audit.checks.selection import clusters_of_both
 from tl_audit.checks.shift import LEAST_PER_DOMAIN, MOST_PER_DOMAIN
@@ -183,7 +184,14 @@ def _shifted(found: dict[str, tuple[Estimate, Estimate]], alpha: float) -> list[
 # ---------------------------------------------------------------- TLA505
 
 
-@check("TLA505", "Prediction drift", section="shift", severity="medium", needs=("adapted", "adapted@source", "adapted@target"))
+@check(
+    "TLA505",
+    "Prediction drift",
+    section="shift",
+    severity="medium",
+    needs=("adapted", "adapted@source", "adapted@target"),
+    values=mean_error.prediction_drift,
+)
 def prediction_drift(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """Does the adapted model answer differently on the target?
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from tl_audit.checks import mean_error
 from tl_audit.checks.base import Check, Context, check, exact, metric
 from tl_audit.checks.selection import Judged, judged
 from tl_audit.checks.wording import percent, signed
@@ -30,7 +31,7 @@ BETTER: dict[str, Literal["lower", "higher"]] = {
 GAPS = ("accuracy", "tpr", "fpr", "selection_rate")
 
 
-@check("TLA601", "Group performance", section="fairness", severity="info", needs=NEEDS, multiplicity="none")
+@check("TLA601", "Group performance", section="fairness", severity="info", needs=NEEDS, multiplicity="none", values=mean_error.group_errors)
 def group_performance(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """What is the performance in each group?
 
@@ -125,7 +126,7 @@ def group_performance(subject: Subject, evidence: Evidence, context: Context) ->
     )  # fmt: skip
 
 
-@check("TLA602", "Gap of each group to the rest", section="fairness", severity="critical", needs=NEEDS)
+@check("TLA602", "Gap of each group to the rest", section="fairness", severity="critical", needs=NEEDS, values=mean_error.group_error_gaps)
 def gap_to_the_rest(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """Is any group served worse than all others, beyond the limit?
 

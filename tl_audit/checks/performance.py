@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from tl_audit.checks import mean_error
 from tl_audit.checks.base import Check, Context, check, exact, metric
 from tl_audit.checks.selection import Judged, clusters_of_both, judged
 from tl_audit.checks.wording import number, percent, signed
@@ -21,7 +22,7 @@ NEEDS = ("adapted", "target.labels", "adapted@target")
 MOST_CLASSES_IN_GRID = 20
 
 
-@check("TLA301", "Overall performance", section="performance", severity="critical", needs=NEEDS)
+@check("TLA301", "Overall performance", section="performance", severity="critical", needs=NEEDS, values=mean_error.overall)
 def overall_performance(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """How good is the adapted model on the target, and is it better than guessing?
 
@@ -86,7 +87,14 @@ def overall_performance(subject: Subject, evidence: Evidence, context: Context) 
     )
 
 
-@check("TLA302", "Against base or previous", section="performance", severity="critical", needs=(*NEEDS, "base|previous"))
+@check(
+    "TLA302",
+    "Against base or previous",
+    section="performance",
+    severity="critical",
+    needs=(*NEEDS, "base|previous"),
+    values=mean_error.against,
+)
 def against_base_or_previous(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """Is the adapted model no worse than the model it replaces?
 
@@ -442,7 +450,14 @@ def _gap_title(gap: float | None) -> str:
     return f"Accuracy on the target is {abs(gap) * 100:.1f} points {'below' if gap > 0 else 'above'} that on the training data"
 
 
-@check("TLA308", "Train–test gap", section="performance", severity="medium", needs=(*NEEDS, "train.labels", "adapted@train"))
+@check(
+    "TLA308",
+    "Train–test gap",
+    section="performance",
+    severity="medium",
+    needs=(*NEEDS, "train.labels", "adapted@train"),
+    values=mean_error.train_gap,
+)
 def train_test_gap(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """How much of its training performance does the model lose on new data?
 

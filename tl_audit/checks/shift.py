@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from tl_audit.checks import mean_error
 from tl_audit.checks.base import Check, Context, check, metric
 from tl_audit.checks.selection import clusters_of_both, judged
 from tl_audit.checks.wording import bounds, number, p_value, percent
@@ -237,6 +238,7 @@ def _label_shift_from_predictions(evidence: Evidence, context: Context) -> Measu
     section="shift",
     severity="high",
     needs=("adapted", "source.labels", "target.labels", "adapted@source", "adapted@target"),
+    values=mean_error.harmful,
 )
 def harmful_shift(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """Does the shift cost performance?

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tl_audit.checks import mean_error
 from tl_audit.checks.base import Check, Context, check, metric
 from tl_audit.checks.provenance import ladder, ladder_rows
 from tl_audit.checks.wording import signed
@@ -24,6 +25,7 @@ CKA_BATCH = 64
     section="transfer",
     severity="critical",
     needs=("adapted", "target.labels", "adapted@target", "control:head|control:scratch|base"),
+    values=mean_error.transfer_gain,
 )
 def negative_transfer(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """Did using the base model help, or would a simpler way have done better?

@@ -25,6 +25,11 @@ def number(value: float | None) -> str:
     return UNDEFINED if value is None else f"{value:.3f}".replace("-", "−")
 
 
+def amount_of(value: float | None, unit: str | None) -> str:
+    """A number in its unit, four digits, "41.23 mm" or "−0.31"."""
+    return UNDEFINED if value is None else f"{value:.4g}".replace("-", "−") + (f" {unit}" if unit else "")
+
+
 def bounds(interval: tuple[float, float] | None) -> str:
     """An interval, "0.120 to 0.310"."""
     return "none" if interval is None else f"{number(interval[0])} to {number(interval[1])}"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import numpy as np
 
 from tl_audit.attribution.quality import RANDOM_MAPS, Curves, MapCurves, curves_of_maps
@@ -19,7 +22,9 @@ from tl_audit.checks.explanations.shared import (
     method_slug,
     unavailable,
 )
+from tl_audit.checks.mean_error import scale_of
 from tl_audit.checks.wording import signed
+from tl_audit.errors import NotEvaluated
 from tl_audit.evidence.base import Evidence
 from tl_audit.records.exhibits import (
     Cell,
@@ -33,6 +38,50 @@ from tl_audit.records.metrics import Measurement, Metric
 from tl_audit.subject import Subject
 
 
+@dataclass(frozen=True)
+class _Followed:
+    """What is followed while parts are removed: its words and the range it cannot leave (None: it has none)."""
+
+    what: str
+    title: str
+    area: tuple[float, float] | None
+    road: tuple[float, float] | None
+    gain: tuple[float, float] | None
+
+
+PROBABILITY = _Followed("probability of the explained class", "Class probability", (0.0, 1.0), (-0.5, 0.5), (-1.0, 1.0))
+NUMBER = _Followed("predicted number, in SD of the training target from its mean", "Predicted number", None, None, None)
+
+
+def faithfulness_of_values(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
+    """Do the parts marked as raising the predicted number really raise it, more than a random map's?
+
+    How it is measured: input parts are removed, those said to raise the number most first and those said to lower it most first, and the predicted
+    number is followed (10 steps), counted from the mean of the target in training in its standard deviations. Removed parts are filled in as
+    for classes. The difference of the two orders, averaged over 20, 40, 60 and 80 % removed, is compared per sample with 5 random maps of the
+    same smoothness (and with an edge map on images). Intervals: t over samples or clusters; p: sign-flip test against no gain.
+
+    Why it matters: a map that does no better than a random one says nothing about the model, however plausible it looks.
+
+    How to reduce the risk: raise the budget, choose another method (one with signs: a map of sizes alone cannot say what raises a number), or
+    do not show the maps of a method that fails here.
+    """
+    scale = scale_of(subject, evidence)
+    if scale.spread is None:
+        raise NotEvaluated("the spread of the target in training: all its values are equal")
+    spread = scale.spread
+
+    def standardised(curves: Curves) -> Curves:
+        return curves._replace(most_first=(curves.most_first - scale.mean) / spread, least_first=(curves.least_first - scale.mean) / spread)
+
+    maps = maps_of(evidence)
+    curves = {
+        method: MapCurves(standardised(own), [standardised(r) for r in randoms], None if edges is None else standardised(edges))
+        for method, (own, randoms, edges) in curves_of(subject, evidence, context, maps).items()
+    }
+    return _measured(subject, evidence, context, maps, curves, NUMBER)
+
+
 @check(
     "TLA702",
     "Faithfulness",
@@ -40,7 +89,7 @@ from tl_audit.subject import Subject
     severity="critical",
     needs=("adapted", "target", "adapted@target"),
     runs_models=True,
-    values="same",
+    values=faithfulness_of_values,
 )
 def faithfulness(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
     """Do the parts marked important really drive the output, more than a random map's?
@@ -55,13 +104,18 @@ def faithfulness(subject: Subject, evidence: Evidence, context: Context) -> Meas
     How to reduce the risk: raise the budget, choose another method or layer, or do not show the maps of a method that fails here.
     """
     maps = maps_of(evidence)
+    return _measured(subject, evidence, context, maps, curves_of(subject, evidence, context, maps), PROBABILITY)
+
+
+def _measured(
+    subject: Subject, evidence: Evidence, context: Context, maps: Maps, curves: Mapping[str, MapCurves], followed: _Followed
+) -> Measurement:
     seed, rules = context.seed, context.rules
     metrics: list[Metric] = []
     exhibits: list[Exhibit] = []
     rows: list[tuple[Cell, ...]] = []
     gains: dict[str, FloatArray] = {}
     said: list[str] = []
-    curves = curves_of(subject, evidence, context, maps)
     for method, a in maps.found.items():
         cluster = cluster_of(evidence, a.inputs.ids)
         own, randoms, edges = curves[method]
@@ -72,17 +126,17 @@ def faithfulness(subject: Subject, evidence: Evidence, context: Context) -> Meas
         gains[method] = gain
         where = {"method": method}
         estimates = {
-            "deletion_auc": (mean_over(own.deletion_auc * keep, cluster, bounds=(0, 1)), "lower"),
-            "insertion_auc": (mean_over(own.insertion_auc * keep, cluster, bounds=(0, 1)), "higher"),
-            "road_combined": (mean_over(own.road_combined * keep, cluster, bounds=(-0.5, 0.5), null=0.0, seed=seed), "higher"),
-            "faithfulness_gain": (mean_over(gain, cluster, bounds=(-1, 1), null=0.0, seed=seed), "higher"),
+            "deletion_auc": (mean_over(own.deletion_auc * keep, cluster, bounds=followed.area), "lower"),
+            "insertion_auc": (mean_over(own.insertion_auc * keep, cluster, bounds=followed.area), "higher"),
+            "road_combined": (mean_over(own.road_combined * keep, cluster, bounds=followed.road, null=0.0, seed=seed), "higher"),
+            "faithfulness_gain": (mean_over(gain, cluster, bounds=followed.gain, null=0.0, seed=seed), "higher"),
         }
         if edges is not None:
             over_edges = (own.road_combined - edges.road_combined) * keep
-            estimates["gain_over_edges"] = (mean_over(over_edges, cluster, bounds=(-1, 1), null=0.0, seed=seed), "higher")
+            estimates["gain_over_edges"] = (mean_over(over_edges, cluster, bounds=followed.gain, null=0.0, seed=seed), "higher")
         for name, (estimate, better) in estimates.items():
             metrics.append(metric(name, estimate, rules=rules, better="lower" if better == "lower" else "higher", slice=where))
-        exhibits.append(_removal_lines(method, own, randoms, ok, seed))
+        exhibits.append(_removal_lines(method, own, randoms, ok, seed, followed))
         interval = estimates["faithfulness_gain"][0].interval(rules.confidence)
         value = estimates["faithfulness_gain"][0].value
         rows.append(
@@ -104,7 +158,7 @@ def faithfulness(subject: Subject, evidence: Evidence, context: Context) -> Meas
     table = Table(
         id="faithfulness-by-method",
         title=f"Gain over a random map: {', '.join(said) or 'no map has a signal'}",
-        how_to_read="Gain is how much more the map's order of removal moves the class probability than a random order does. 0: no better than random.",
+        how_to_read=f"Gain is how much more the map's order of removal moves the {followed.what} than a random order does. 0: no better than random.",
         alt="Table of deletion area, insertion area and gain over a random map, per method.",
         caption=f"n = {len(maps.first)} target samples, {RANDOM_MAPS} random maps each, seed {seed}.",
         columns=(
@@ -130,7 +184,7 @@ def faithfulness(subject: Subject, evidence: Evidence, context: Context) -> Meas
             "random_maps": RANDOM_MAPS,
             "seed": seed,
             "removal": str(maps.first.inputs.modality.default_mask),
-            "explained": "predicted class",
+            "explained": "predicted class" if followed is PROBABILITY else "predicted number",
             "samples": len(maps.first),
             **{f"budget:{m}": a.budget for m, a in maps.found.items()},
             **{f"layer:{m}": f"{a.layer} ({a.layer_reason})" for m, a in maps.found.items() if a.layer is not None},
@@ -148,7 +202,7 @@ def curves_of(subject: Subject, evidence: Evidence, context: Context, maps: Maps
     )
 
 
-def _removal_lines(method: str, own: Curves, randoms: list[Curves], ok: BoolArray, seed: int) -> Lines:
+def _removal_lines(method: str, own: Curves, randoms: list[Curves], ok: BoolArray, seed: int, followed: _Followed) -> Lines:
     if not ok.any():
         ok = np.zeros_like(ok)
     shares = tuple(float(s) for s in own.shares)
@@ -178,12 +232,12 @@ def _removal_lines(method: str, own: Curves, randoms: list[Curves], ok: BoolArra
         id=f"removal-{method_slug(method)}",
         title=title,
         how_to_read="The lower the first line and the higher the second, the better the map knows what matters. The band is what random maps do.",
-        alt=f"Class probability as parts are removed in the order of {method} maps, beside random maps.",
+        alt=f"{followed.title} as parts are removed in the order of {method} maps, beside random maps.",
         caption=f"Mean over n = {int(ok.sum())} target samples; band: range of {2 * len(randoms)} random orders; seed {seed}.",
         x_label="share removed",
-        y_label="probability of the explained class",
+        y_label=followed.what,
         lines=tuple(lines),
         x_range=(0.0, 1.0),
-        y_range=(0.0, 1.0),
+        y_range=followed.area,
         method=method,
     )

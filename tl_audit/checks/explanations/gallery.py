@@ -24,7 +24,7 @@ from tl_audit.checks.explanations.shared import (
     samples_mode,
     short_id,
 )
-from tl_audit.checks.wording import counted
+from tl_audit.checks.wording import amount_of, counted
 from tl_audit.errors import ModelError, NotEvaluated
 from tl_audit.evidence.base import Evidence
 from tl_audit.measures.sampling import priority
@@ -61,7 +61,7 @@ def gallery(
     subject: Subject, evidence: Evidence, context: Context, maps: Maps, gains: Mapping[str, FloatArray]
 ) -> tuple[list[Exhibit], list[str]]:
     """Maps of a few samples chosen by rule: the first by hash priority, the first of each group, and the worst errors, which count in no number."""
-    lead = maps.first
+    lead, number = maps.first, subject.adapted.task == "regression"
     same = {m: a for m, a in maps.found.items() if a.inputs.ids == lead.inputs.ids}
     first = np.argsort(priority(context.seed, lead.inputs.ids), kind="stable")[:SHOWN]
     rows = rows_of(evidence, lead.inputs.ids)
@@ -70,20 +70,20 @@ def gallery(
         sections.append(_picked(lead, same, np.array([place]), rows, f"first of {name}"))
     notes: list[str] = []
     if evidence.samples != "off":
-        worst = _worst_errors(evidence, exclude={lead.inputs.ids[k] for k in first})
+        worst = (_largest_errors if number else _worst_errors)(evidence, {lead.inputs.ids[k] for k in first})
         if worst.size:
             sections.append(_explained(subject, evidence, context, same, worst, "worst error"))
     if not lead.inputs.players.spatial:
         return _column_gallery(evidence, context, same, sections), notes
     reference_key = next((k for k in ("control:head", "base") if comparable(subject, evidence, k)), None)
     grid_rows: list[GridRow] = []
-    for number, section in enumerate(sections):
+    for place, section in enumerate(sections):
         reference: dict[str, Attribution] = {}
         if reference_key is not None and evidence.samples != "off" and len(same) <= BOTH_MODELS_UP_TO:
             reference = _explain_again(subject.models[reference_key], section, same, context, notes, reference_key, subject.adapted)
         for i in range(len(section.rows)):
             grid_rows.append(_grid_row(subject, evidence, context, section, i, reference, reference_key, gains, lead))
-            if number == i == 0 and evidence.samples != "off":
+            if place == i == 0 and evidence.samples != "off":
                 grid_rows.append(_random_row(evidence, context, section))  # beside the maps of the same sample, where the eye compares
     what = (
         "adapted"
@@ -101,7 +101,7 @@ def gallery(
                 else ""
             ),
             alt=f"Grid of target samples with attribution maps of the {what} model.",
-            caption=f"{SHOWN} samples by hash priority and the first of each group not among them, then up to {WORST_SHOWN} most confident errors, chosen for that and counted in no number; predicted class explained; seed {context.seed}.",
+            caption=f"{SHOWN} samples by hash priority and the first of each group not among them, then up to {WORST_SHOWN} {'largest' if number else 'most confident'} errors, chosen for that and counted in no number; predicted {'number' if number else 'class'} explained; seed {context.seed}.",
             rows=tuple(grid_rows),
             samples=samples_mode(evidence),
         )
@@ -145,6 +145,18 @@ def _worst_errors(evidence: Evidence, exclude: set[str]) -> NDArray[np.int64]:
     return wrong[order[:WORST_SHOWN]]
 
 
+def _largest_errors(evidence: Evidence, exclude: set[str]) -> NDArray[np.int64]:
+    """Rows of the predicted numbers that are furthest off, () where the target is unlabelled."""
+    try:
+        values = evidence.values("target")
+    except NotEvaluated:
+        return np.zeros(0, dtype=np.int64)
+    off = np.abs(evidence.predictions("adapted", "target") - values)
+    ids = evidence.ids("target")
+    rows = np.array([r for r in np.flatnonzero(np.isfinite(off)) if ids[r] not in exclude], dtype=np.int64)
+    return rows[np.lexsort((rows, -off[rows]))[:WORST_SHOWN]]
+
+
 def _explained(
     subject: Subject, evidence: Evidence, context: Context, found: dict[str, Attribution], rows: NDArray[np.int64], rule: str
 ) -> _Shown:
@@ -157,7 +169,8 @@ def _explained(
         tensor=tensor, ids=tuple(ids[r] for r in rows), modality=modality, spec=spec,
         players=modality.players(tensor, spec, seed=context.seed), background=lead.inputs.background,
     )  # fmt: skip
-    targets = np.asarray(evidence.predictions("adapted", "target")[rows], dtype=np.int64)
+    one = subject.adapted.task == "regression"  # a model that gives one number has one output to explain
+    targets = np.zeros(len(rows), dtype=np.int64) if one else np.asarray(evidence.predictions("adapted", "target")[rows], dtype=np.int64)
     return _Shown(inputs, targets, rows, {m: again_with(subject.adapted, a, inputs, targets, seed=a.seed) for m, a in found.items()}, rule)
 
 
@@ -165,8 +178,10 @@ def _explain_again(
     model: Model, section: _Shown, found: dict[str, Attribution], context: Context, notes: list[str], key: str, adapted: Model
 ) -> dict[str, Attribution]:
     """Maps of another model for the same samples and the same classes, by name."""
-    names, others = adapted.classes or (), model.classes or ()  # _comparable has seen that both are there
-    targets = np.array([others.index(names[t]) for t in section.targets], dtype=np.int64)
+    names, others = adapted.classes or (), model.classes or ()  # _comparable has seen that both are there, or that both give one number
+    targets = (
+        section.targets if adapted.task == "regression" else np.array([others.index(names[t]) for t in section.targets], dtype=np.int64)
+    )
     out: dict[str, Attribution] = {}
     for method, a in found.items():
         try:
@@ -193,6 +208,10 @@ def _facts(
             if comparable(subject, evidence, key):
                 other = subject.models[key].classes or ()
                 facts.append((f"predicted by {key.replace('control:', 'control ')}", other[int(evidence.predictions(key, "target")[row])]))
+    if evidence.samples != "off" and subject.adapted.task == "regression":
+        true, unit = None if subject.target.values is None else float(subject.target.values[row]), subject.unit
+        facts.append(("true", "without a value" if true is None or np.isnan(true) else amount_of(true, unit)))
+        facts.append(("predicted", amount_of(float(evidence.predictions("adapted", "target")[row]), unit)))
     sample = section.inputs.ids[i]
     if sample in lead.inputs.ids:
         at = lead.inputs.ids.index(sample)

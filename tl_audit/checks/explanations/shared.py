@@ -151,12 +151,14 @@ def chance_iou(counts: NDArray[np.int64], *, share: float = 0.1) -> float | None
 
 
 def comparable(subject: Subject, evidence: Evidence, key: str) -> bool:
-    """Whether this model has the adapted model's classes, in any order, so that the same class can be explained."""
+    """Whether this model has the adapted model's classes, in any order, so that the same class can be explained; or gives a number as that does."""
     model = subject.models.get(key)
     if model is None or key.removeprefix("control:") in subject.same_as_adapted or key in subject.same_as_adapted:
         return False
     if model.preprocessing != subject.adapted.preprocessing:
         return False  # the same tensor would be another input to it
+    if model.task == subject.adapted.task == "regression":
+        return evidence.has(key, "target")
     return bool(model.classes and subject.adapted.classes and set(model.classes) == set(subject.adapted.classes)) and evidence.has(
         key, "target"
     )
