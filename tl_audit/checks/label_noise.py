@@ -120,7 +120,9 @@ def label_noise(subject: Subject, evidence: Evidence, context: Context) -> Measu
     for one in looked:
         if one.test.suspects.flagged.any():
             exhibits.append(_listed(one, evidence))
-            if (grid := _pictures(one, subject, evidence)) is not None:
+            # pictures where there are more than chance gives: elsewhere they would be hard samples, rightly labelled
+            beyond = (one.test.excess.p_value or 1.0) < rules.alpha
+            if beyond and (grid := _pictures(one, subject, evidence)) is not None:
                 exhibits.append(grid)
     return Measurement(
         summary=summary, metrics=tuple(metrics), exhibits=tuple(exhibits), caveats=tuple(dict.fromkeys(caveats)),
@@ -228,7 +230,7 @@ def _listed(one: _Looked, evidence: Evidence) -> Table:
     total = int(found.flagged.sum())
     return Table(
         id=f"suspects-{one.role}",
-        title=f"{counted(total, 'label')} of the {one.role} data that a person should look at",
+        title=f"{counted(total, 'label')} of the {one.role} data that another class is preferred to",
         how_to_read="One row per suspect, the clearest first: its label, the class that is preferred, and the probability of both.",
         alt=f"The first {len(rows)} of {total} suspects of the {one.role} data, by short id.",
         caption=f"{len(rows)} of {total} shown; n = {one.rows.size} labels.",

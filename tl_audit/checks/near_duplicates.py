@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tl_audit.checks.base import Check, Context, check, exact, metric
 from tl_audit.checks.data import BLANK, MOST_LISTED, MOST_PICTURES, short_id
-from tl_audit.checks.wording import counted, percent
+from tl_audit.checks.wording import counted
 from tl_audit.errors import NotEvaluated
 from tl_audit.evidence.base import Evidence
 from tl_audit.measures import intervals, neighbours, sketches
@@ -312,7 +312,7 @@ def _by_chance(
     of = "of one class" if labelled else "of any class"
     table = Table(
         id="random-pairs",
-        title=f"Random pairs {of}: {percent(counts[whole] / total if total else None)} would be taken for near copies",
+        title=f"Of {total} random pairs {of}, {counts[whole]} would be taken for near copies",
         how_to_read="One row per condition: how often a target sample and a sample of the other data, drawn at random, meet it.",
         alt=f"{counts[whole]} of {total} random pairs meet all conditions.",
         caption=f"{total} random pairs {of}, exact copies left out, seed {seed}.",
