@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -141,6 +142,7 @@ class Planted:
     options : further arguments of ``audit``
     assertions : beyond statuses
     reference : the same without the defect; audited first, given to the assertions
+    around : entered for the time of the audit, where what is faulty is a part of the tool (an explainer)
     """
 
     subject: Subject | str
@@ -153,6 +155,7 @@ class Planted:
     options: Mapping[str, Any] = field(default_factory=dict)
     assertions: tuple[Assertion, ...] = ()
     reference: Planted | None = None
+    around: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
 @dataclass(frozen=True)
@@ -292,7 +295,8 @@ def _audited(planted: Planted, codes: Sequence[str], kind: Kind, seed: int) -> A
         "policy": planted.policy, "declared": planted.declared, "methods": planted.methods, "attribution_samples": planted.attribution_samples,
         "budget": planted.budget, "select": select, "seed": seed, "device": "cpu", **planted.options,
     }  # fmt: skip
-    return audit(planted.subject, **given).result
+    with planted.around():
+        return audit(planted.subject, **given).result
 
 
 def with_dependencies(codes: Sequence[str]) -> tuple[str, ...]:

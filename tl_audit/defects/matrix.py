@@ -25,6 +25,8 @@ MEANING: Mapping[Mark, str] = {
 }
 RANK: tuple[Mark, ...] = ("wrong", "awaited", "undecided", "unseen", "quiet", "fires")
 """Which mark stands for several audits: the first of these that occurs."""
+OF_A_METRIC: Mapping[Mark, str] = {"quiet": "within its limits", "undecided": "undecided", "unseen": "not_evaluated", "wrong": "broken"}
+"""What is said of a number that had to stay within its limits, whatever the status of its check."""
 PACKAGES = ("tl-audit", "torch", "numpy", "scipy", "scikit-learn")
 
 
@@ -119,7 +121,10 @@ def _tally(verdicts: Sequence[Verdict]) -> str:
     """What became of one check: its statuses with counts, or what is the matter."""
     if any(v.mark == "awaited" for v in verdicts):
         return "awaited"
-    statuses = [v.status or "absent" for v in verdicts]
+    if verdicts[0].expectation.metric is None or verdicts[0].must_fire:
+        statuses: list[str] = [v.status or "absent" for v in verdicts]
+    else:  # the status of the check speaks of its other numbers as well
+        statuses = [OF_A_METRIC[v.mark] for v in verdicts]
     known = list(dict.fromkeys(statuses))
     text = known[0] if len(known) == 1 else ", ".join(f"{status} {statuses.count(status)}" for status in known)
     wrong = sum(v.mark == "wrong" for v in verdicts)

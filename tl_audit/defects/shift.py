@@ -66,7 +66,7 @@ def other_labels_for_the_same_inputs(kind: Kind, seed: int) -> Planted:
     grown = world(kind, seed)
     target = grown.readings["target"]
     if target.boxes is not None:
-        turned = target.boxes[:, [0, 2]].mean(axis=1) > SIDE / 2
+        turned = target.boxes[:, [0, 2]].mean(axis=1) > SIDE / 2 + 0.5
     else:
         turned = target.data["c"].to_numpy() > 0
     names = grown.classes

@@ -117,7 +117,7 @@ class Reading:
     labels : (N,) class names
     site : (N,) "north" or "south"
     marked : (N,) whether the sample carries the mark
-    boxes : (N, 4) left, top, right, bottom of the object in pixels (pictures only)
+    boxes : (N, 4) left, top, right, bottom of the object's core in pixels (pictures only)
     """
 
     data: Any  # Any: NDArray[uint8] or DataFrame
@@ -235,7 +235,7 @@ def _pictures(rng: np.random.Generator, n: int, recipe: Recipe) -> Reading:
     names = (*CLASSES["image"], "ring") if recipe.extra else CLASSES["image"]
     codes = _codes(rng, n, len(names), recipe.mix)
     south = rng.random(n) < recipe.south
-    row, column = rng.uniform(5.0, 10.0, (2, n))
+    row, column = rng.uniform(6.0, 10.5, (2, n))
     angle = np.where(codes == 1, np.pi / 2, 0.0) + np.where(codes < 2, rng.normal(0, np.pi / 7.5, n), rng.uniform(0, np.pi, n))
     across = np.where(codes < 2, rng.uniform(1.0, 1.4, n), rng.uniform(1.5, 2.1, n))
     along = np.where(codes < 2, rng.uniform(2.2, 3.2, n), across * rng.uniform(1.0, 1.6, n))
@@ -254,7 +254,7 @@ def _pictures(rng: np.random.Generator, n: int, recipe: Recipe) -> Reading:
     x = ground[:, None, None] + recipe.contrast * (strength[:, None, None] * shape + noise)
     marked = _marks(rng, codes, names, recipe)
     x[marked, :MARK, :MARK] = 1.0
-    half = np.minimum(np.ceil(1.5 * along), 7)
+    half = np.minimum(np.ceil(1.2 * along), 4)  # the core of the object: it leaves the corner of the mark alone
     boxes = np.stack([np.maximum(column - half, 0), np.maximum(row - half, 0), np.minimum(column + half + 1, SIDE), np.minimum(row + half + 1, SIDE)], axis=1)  # fmt: skip
     site = np.where(south, "south", "north").astype(object)
     pixels = np.clip(np.round(x * 255), 0, 255).astype(np.uint8)
