@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from tl_audit.checks import mean_error
+from tl_audit.checks.against import against_replaced
 from tl_audit.checks.base import Check, Context, check, exact, metric
 from tl_audit.checks.selection import Judged, clusters_of_both, judged
 from tl_audit.checks.wording import number, percent, signed
@@ -14,7 +15,7 @@ from tl_audit.errors import NotEvaluated
 from tl_audit.evidence.base import Evidence
 from tl_audit.measures import calibration, classification, intervals
 from tl_audit.measures.estimate import Estimate
-from tl_audit.records.exhibits import Change, Column, Dot, Heatmap, Intervals, Line, Lines, Reference, Table
+from tl_audit.records.exhibits import Column, Dot, Heatmap, Intervals, Line, Lines, Reference, Table
 from tl_audit.records.metrics import Measurement, Metric
 from tl_audit.subject import Subject
 
@@ -99,68 +100,13 @@ def against_base_or_previous(subject: Subject, evidence: Evidence, context: Cont
     """Is the adapted model no worse than the model it replaces?
 
     How it is measured: metrics of TLA301 of the adapted model minus those of the base (where it answers in the target's classes)
-    or of the previous model, on the same target samples, paired by sample.
+    and of the previous model, on the same target samples, paired by sample. Accuracy decides; the others stand beside it.
 
     Why it matters: whoever relied on the old model's right answers loses them in a worse one.
 
     How to reduce the risk: keep the old model, distil it into the new one, or adapt less.
     """
-    rules, seed = context.rules, context.seed
-    metrics: list[Metric] = []
-    dots: list[Dot] = []
-    changes: list[Change] = []
-    caveats: list[str] = []
-    parts: list[str] = []
-    for key in ("previous", "base"):
-        if subject.model(key) is None:
-            continue
-        try:
-            mask = evidence.usable("adapted", "target") & evidence.usable(key, "target")
-            mask &= (evidence.truth(key, "target") >= 0) & (evidence.truth("adapted", "target") >= 0)
-        except NotEvaluated as missing:
-            caveats.append(f"Not compared with the {key} model: {missing}.")
-            continue
-        cluster = evidence.cluster("target")
-        units = None if cluster is None else np.asarray(cluster)[mask]
-        ours, theirs = evidence.correct("adapted", "target")[mask], evidence.correct(key, "target")[mask]
-        change = intervals.paired_rate_difference(ours, theirs, cluster=units, seed=seed)
-        metrics.append(metric("accuracy_change", change, rules=rules, better="higher", slice={"against": key}, family="accuracy_change"))
-        for series, values in ((key, theirs), ("adapted", ours)):
-            rate = intervals.rate(values, cluster=units)
-            dots.append(
-                Dot(
-                    label=f"accuracy, against {key}",
-                    value=rate.value,
-                    interval=rate.interval(rules.confidence),
-                    series=series,
-                    n=rate.n,
-                    hollow=series == key,
-                )
-            )
-        changes.append(Change(label=f"accuracy, against {key}", value=change.value, interval=change.interval(rules.confidence)))
-        parts.append(f"accuracy {signed(change.value)} against the {key} model")
-    if not metrics:
-        raise NotEvaluated(
-            (" ".join(caveats) or "No base or previous model.") + " TLA401 compares with the controls instead, where there are any"
-        )
-    figure = Intervals(
-        id="before-after",
-        title="Accuracy before and after, on the same target samples",
-        how_to_read="Hollow: before. Filled: the adapted model. The paired change at the right decides.",
-        alt="; ".join(parts) + ".",
-        caption=f"Paired by sample; {rules.confidence:.0%} intervals.",
-        value_label="accuracy",
-        dots=tuple(dots),
-        changes=tuple(changes),
-        share=True,
-    )
-    return Measurement(
-        summary="; ".join(parts).capitalize() + ".",
-        metrics=tuple(metrics),
-        exhibits=(figure,),
-        caveats=tuple(caveats),
-        params={"seed": seed},
-    )
+    return against_replaced(subject, evidence, context)
 
 
 @check("TLA303", "Per class", section="performance", severity="high", needs=NEEDS)
