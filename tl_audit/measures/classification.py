@@ -15,6 +15,7 @@ from tl_audit.errors import DataError
 from tl_audit.measures.arrays import class_vector, finite_matrix, finite_vector, same_length, truth_vector
 from tl_audit.measures.estimate import LADDER_ALPHAS, Estimate, FloatArray, IntArray, build_ladder, normal_quantile, t_quantile
 from tl_audit.measures.intervals import (
+    MANY_CLUSTERS,
     MANY_UNITS,
     RESAMPLES,
     auc,
@@ -159,7 +160,7 @@ def average_precision(
 ) -> Estimate:
     """Average precision of a ranking (0–1, null = share of positives, higher is better); bootstrap stratified by label [I5].
 
-    From `MANY_UNITS` rows (clusters) on the interval is the linearised one, which the bootstrap approaches.
+    From `MANY_UNITS` rows in `MANY_CLUSTERS` clusters on the interval is the linearised one, which the bootstrap approaches.
 
     Parameters
     ----------
@@ -184,7 +185,7 @@ def average_precision(
     if value == 1.0:
         ladder = wilson(n1, n1).ladder if cluster is None else rate(np.ones(n1, dtype=np.bool_), cluster=codes[positive]).ladder
         return replace(base, ladder=ladder, details={"method": "wilson on positives"})
-    if clusters >= MANY_UNITS:
+    if n >= MANY_UNITS and clusters >= MANY_CLUSTERS:
         error = _average_precision_error(truth, ends, unit, value)
         half = [(alpha, normal_quantile(alpha) * error) for alpha in LADDER_ALPHAS]
         ladder = tuple((alpha, max(0.0, value - width), min(1.0, value + width)) for alpha, width in half)
