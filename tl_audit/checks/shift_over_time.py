@@ -374,7 +374,7 @@ def _table(found: list[_Slice], moved: list[_Slice], summary: str, caption: str,
         rows.append(
             (
                 one.column, one.name, int(one.rows.size), one.domain.value, bounds(one.domain.interval(context.rules.confidence)),
-                one.distance.value, p, percent(accuracy) if accuracy is not None else None, "left" if one in moved else "",
+                one.distance.value, p, percent(accuracy) if accuracy is not None else None, "yes" if one in moved else "not shown",
             )
         )  # fmt: skip
     return Table(
@@ -385,7 +385,7 @@ def _table(found: list[_Slice], moved: list[_Slice], summary: str, caption: str,
         caption=caption,
         columns=(
             Column(name="by"), Column(name="slice"), Column(name="n", format="count"), Column(name="AUC", format="number"), Column(name="interval"),
-            Column(name="MMD²", format="number"), Column(name="adjusted p", format="number"), Column(name="accuracy"), Column(name="the source"),
+            Column(name="MMD²", format="number"), Column(name="adjusted p", format="number"), Column(name="accuracy"), Column(name="left the source"),
         ),
         rows=tuple(rows),
         grouped=True,

@@ -183,11 +183,18 @@ def _sentence(tested: list[_Tested], worse: list[_Tested], columns: int, searche
         return "The half that was searched holds errors only: there is no worse part to look for."
     if not tested:
         return f"No part of the target stood out where it was looked for ({counted(columns, 'column')} and the features)."
-    worst = worse[0] if worse else tested[0]
-    told = f"{worst.part.name}: {percent(worst.error.value)} errors on held-out rows, {percent(worst.rest.value)} elsewhere"
-    if worse:
-        return f"{len(worse)} of {counted(len(tested), 'part')} that stood out {'is' if len(worse) == 1 else 'are'} worse on held-out rows as well; the worst is {told}."
-    return f"None of {counted(len(tested), 'part')} that stood out is shown to be worse on held-out rows; the largest is {told}."
+    if not worse:
+        return f"None of {counted(len(tested), 'part')} that stood out is shown to be worse on held-out rows; the largest is {_told(tested[0])}."
+    verb = "is" if len(worse) == 1 else "are"
+    text = f"{len(worse)} of {counted(len(tested), 'part')} that stood out {verb} worse on held-out rows as well; the worst is {_told(worse[0])}."
+    ruled = next((one for one in worse if one.part.described), None)
+    if ruled is not None and ruled is not worse[0]:
+        text += f" The worst that a rule describes is {_told(ruled)}."
+    return text
+
+
+def _told(one: _Tested) -> str:
+    return f"{one.part.name}: {percent(one.error.value)} errors on held-out rows, {percent(one.rest.value)} elsewhere"
 
 
 def _figure(tested: list[_Tested], summary: str, context: Context) -> Intervals:
