@@ -306,7 +306,11 @@ class Collector:
         layers = [name for name, _ in run.table.facts["layers"]]
         self.forwards += 1
         with torch.random.fork_rng():
-            torch.manual_seed(draw)  # a network that draws at random must neither depend on the caller's state nor look repeatable
+            # a network that draws at random must neither depend on the caller's state nor look repeatable; torch.manual_seed would
+            # note a stack trace for an accelerator that nobody uses, with every batch
+            torch.default_generator.manual_seed(draw)
+            if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+                torch.cuda.manual_seed_all(draw)
             logits, features, by_layer = forward_with_features(run.model, inputs, layers)
         merged = torch.cat([by_layer[name].float() for name in layers], dim=1) if layers else logits.new_zeros((len(logits), 0))
         parts = {"logits": logits, "features": features, "layers": merged}

@@ -18,6 +18,7 @@ from tl_audit.errors import DataError
 from tl_audit.measures.arrays import finite_vector, same_length, truth_vector
 from tl_audit.measures.estimate import BoolArray, Estimate, FloatArray, IntArray, normal_quantile
 from tl_audit.measures.intervals import (
+    MANY_UNITS,
     crosses,
     mean,
     mean_difference,
@@ -519,7 +520,13 @@ def _spread(group_of_unit: IntArray, tally: FloatArray, groups: int) -> float:
 
 
 def _permuted_inside(group: IntArray, unit: IntArray, hit: FloatArray, groups: int, resamples: int, rng: np.random.Generator) -> FloatArray:
-    """Spread of the rates with group labels shuffled inside each cluster."""
+    """Spread of the rates with group labels shuffled inside each cluster.
+
+    Of many rows the hits of the groups are drawn as normal, with the mean and covariance that shuffling gives them (in each cluster
+    multivariate hypergeometric): sums over so many rows are normal to more digits than are printed.
+    """
+    if hit.size >= MANY_UNITS:
+        return _permuted_inside_by_sums(group, unit, hit, groups, resamples, rng)
     order = np.argsort(unit, kind="stable")
     ordered = group[order]
     tally = np.stack([np.ones(hit.size), hit[order]], axis=1)
@@ -528,6 +535,19 @@ def _permuted_inside(group: IntArray, unit: IntArray, hit: FloatArray, groups: i
         # rows stay in their cluster's stretch; random keys shuffle the labels inside it
         spread[number] = _spread(ordered[np.lexsort((rng.random(hit.size), unit[order]))], tally, groups)
     return spread
+
+
+def _permuted_inside_by_sums(
+    group: IntArray, unit: IntArray, hit: FloatArray, groups: int, resamples: int, rng: np.random.Generator
+) -> FloatArray:
+    units = int(unit.max()) + 1
+    table = np.bincount(unit * groups + group, minlength=units * groups).reshape(units, groups).astype(np.float64)
+    n, k = table.sum(axis=1), np.bincount(unit, hit)
+    average = (k / n) @ table
+    scale = np.divide(k * (n - k), n**2 * (n - 1), out=np.zeros(units), where=n > 1)
+    covariance = np.diag((scale * n) @ table) - (table * scale[:, None]).T @ table
+    rates = rng.multivariate_normal(average, covariance, size=resamples, method="eigh") / table.sum(axis=0)
+    return np.asarray(rates.max(axis=1) - rates.min(axis=1), dtype=np.float64)
 
 
 def _sampling_variance(hit: FloatArray, unit: IntArray) -> float | None:
