@@ -18,6 +18,7 @@ from tl_audit.measures.intervals import (
     MANY_CLUSTERS,
     MANY_UNITS,
     RESAMPLES,
+    around_on_logit,
     auc,
     bonferroni,
     crosses,
@@ -111,7 +112,7 @@ def auroc(
     """Area under the ROC curve (0–1, null 0.5, higher is better): of class 1 for two classes, else the mean of one against the rest.
 
     Two classes: [I9]. More: the mean over classes with rows on both sides; variance of the summed placement values over rows
-    or clusters, t with their number - 1.
+    or clusters, t with their number - 1, on the logit scale.
 
     Parameters
     ----------
@@ -148,8 +149,7 @@ def auroc(
         return replace(base, ladder=_wilson_around(value, pairs))
 
     def bounds(alpha: float) -> tuple[float, float]:
-        half = error * t_quantile(alpha, clusters - 1)
-        return max(0.0, value - half), min(1.0, value + half)
+        return around_on_logit(value, error * t_quantile(alpha, clusters - 1))
 
     details = base.details | {"method": "sums of placement values", "standard_error": error}
     return replace(base, ladder=build_ladder(bounds), details=details)

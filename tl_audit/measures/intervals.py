@@ -291,7 +291,8 @@ def error_ratio(
 ) -> Estimate:
     """Ratio of two error rates on the same rows, first / second (lower is better for the first, null 1); [I5] on its logarithm.
 
-    Undefined where one of them makes no error.
+    Below 30 clusters the linearised variance of the logarithm with t: the percentile bootstrap then misses too often (7 % at 12
+    clusters of 8). Undefined where one of them makes no error.
     """
     a, b = ~truth_vector(first_correct, "first_correct"), ~truth_vector(second_correct, "second_correct")
     n = same_length(first_correct=a.size, second_correct=b.size)
@@ -303,6 +304,18 @@ def error_ratio(
     base = Estimate(ratio, n, clusters=clusters, null=1.0, events=int(min(a.sum(), b.sum())), details={"method": "cluster_bootstrap"})
     if codes.max() < 1:
         return replace(base, reason="all rows belong to one cluster: no interval")
+    if clusters is not None and clusters < BOOTSTRAP_CLUSTERS:
+        # d ln(Σa/Σb) of a cluster: its share of the errors of the one minus its share of the errors of the other
+        share = np.bincount(codes, a / a.sum() - b / b.sum())
+        error = float(np.sqrt(clusters / (clusters - 1) * (share**2).sum()))
+        if error <= 1e-12:
+            return replace(base, reason="no cluster differs: no spread to make an interval from")
+
+        def bounds(alpha: float) -> tuple[float, float]:
+            half = t_quantile(alpha, clusters - 1) * error
+            return ratio * float(np.exp(-half)), ratio * float(np.exp(half))
+
+        return replace(base, ladder=build_ladder(bounds), details={"method": "cluster t"})
     errors = np.stack([a, b], axis=1).astype(np.float64)
     drawn_a, drawn_b = resampled_sums(codes, errors, resamples, generator(seed, "error_ratio")).T
     defined = (drawn_a > 0) & (drawn_b > 0)
@@ -594,7 +607,8 @@ def mean_difference(
 def auc(labels: ArrayLike, scores: ArrayLike, *, cluster: ArrayLike | None = None, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
     """[I9] Area under the ROC curve: chance that a positive row scores above a negative one, ties one half (0–1, null 0.5).
 
-    DeLong's variance without clusters; below 30 clusters on a side, cluster sums of the placement values with t; else [I5].
+    DeLong's variance without clusters; below 30 clusters on a side, cluster sums of the placement values with t; both on the logit
+    scale, where 95 % intervals miss 3 to 6 % of the time (untransformed 15 % at an area of 0.96 from 30 and 30 rows). Else [I5].
     At an area of exactly 0 or 1 these have zero width: there, as many disjoint pairs as the smaller side holds give a Wilson bound.
 
     Parameters
@@ -649,8 +663,24 @@ def auc(labels: ArrayLike, scores: ArrayLike, *, cluster: ArrayLike | None = Non
     else:
         quantile = lambda alpha: t_quantile(alpha, units - 1)  # noqa: E731
         details = {"method": "cluster sums of placement values", "standard_error": error, "few_clusters": units < 10}
-    ladder = build_ladder(lambda alpha: (max(0.0, value - quantile(alpha) * error), min(1.0, value + quantile(alpha) * error)))
-    return replace(base, ladder=ladder, details=details)
+    return replace(base, ladder=build_ladder(lambda alpha: around_on_logit(value, quantile(alpha) * error)), details=details)
+
+
+def around_on_logit(value: float, half: float) -> tuple[float, float]:
+    """Bounds ``half`` to each side of a value between 0 and 1, both exclusive, laid off on the logit scale: they never leave (0, 1).
+
+    References
+    ----------
+    Pepe (2003). The Statistical Evaluation of Medical Tests for Classification and Prediction, section 5.2.
+
+    Examples
+    --------
+    >>> low, high = around_on_logit(0.9, 0.1)
+    >>> round(low, 3), round(high, 3)
+    (0.748, 0.965)
+    """
+    centre, reach = float(special.logit(value)), half / (value * (1 - value))
+    return float(special.expit(centre - reach)), float(special.expit(centre + reach))
 
 
 def placement_values(positive: BoolArray, scores: FloatArray) -> FloatArray:
