@@ -129,12 +129,12 @@ class Ranking:
             least = min(found[0].first_share for found in leaders.values())
             text = f"All {len(leaders)} measures put {next(iter(common))} first, each in at least {_percent(least)} of resamples."
         elif common:
-            text = f"All {len(leaders)} measures have {' and '.join(b for b in self.bases if b in common)} first or tied for it."
+            text = f"All {len(leaders)} measures have {_listed([b for b in self.bases if b in common])} first or tied for it."
         else:
-            said = [f"{NAMES[m]} puts {' and '.join(p.base for p in found)} first" for m, found in leaders.items()]
+            said = [f"{NAMES[m]} puts {_listed([p.base for p in found])} first" for m, found in leaders.items()]
             text = f"The measures disagree: {', '.join(said)}. Try the bases that come first by either."
         if unsure := [NAMES[m] for m, found in leaders.items() if max(p.first_share for p in found) < self.confidence]:
-            text += f" By {' and '.join(unsure)} these samples do not settle which comes first."
+            text += f" By {_listed(unsure)} these samples do not settle which comes first."
         return text
 
     @property
@@ -218,7 +218,7 @@ class Ranking:
             title=self.summary,
             how_to_read="Rank 1 is best by that measure. The interval holds 95 % of resamples; 'first' is how often the base came first. Values compare within one measure only.",
             alt=self.summary,
-            caption=self.caption,
+            caption=" ".join((self.caption, *(f"{note[0].upper()}{note[1:]}." for note in self.notes))),
             columns=(
                 Column(name="measure"), Column(name="base"), Column(name="rank", format="count"), Column(name="interval of the rank"),
                 Column(name="first", format="share"), Column(name="value", format="number"), Column(name="columns", format="count"),
@@ -596,6 +596,11 @@ def _rank_range(values: NDArray[np.float64], slack: float) -> tuple[NDArray[np.i
     above = (values[:, None, :] > values[:, :, None] + slack).sum(axis=2)
     not_below = (values[:, None, :] >= values[:, :, None] - slack).sum(axis=2)
     return above + 1, not_below
+
+
+def _listed(names: Sequence[str]) -> str:
+    """``a, b and c``"""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _percent(share: float) -> str:
