@@ -124,6 +124,25 @@ def test_resamples_move_a_mean_as_much_as_the_bootstrap_says() -> None:
     assert moved.std() == pytest.approx(expected, rel=0.03)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("d", "widest"), [(20, 1.4), (200, 1.9)])
+def test_resamples_spread_a_difference_of_bases_as_fresh_samples_do(d: int, widest: float) -> None:
+    """Never too narrow by more than a fifth; too wide where columns outnumber samples, which calls an order open rather than settled."""
+    differences, spreads = [], []
+    y = np.arange(120) % 3
+    for seed in range(40):
+        rng = np.random.default_rng([seed, d])
+        pair = [deletions(rng.normal(size=(120, d)) + k * np.eye(d)[y], y, np.arange(120), classes=3) for k in (1.0, 1.3)]
+        added = np.stack([np.stack([one[m][0] - one[m][1] for one in pair], axis=1) for m in MEASURES])
+        moved = _resampled(added, y, np.arange(120), 300, seed)
+        differences.append([pair[1][m][0] - pair[0][m][0] for m in MEASURES])
+        spreads.append((moved[:, :, 1] - moved[:, :, 0]).std(axis=1))
+    ratio = np.mean(spreads, axis=0) / np.std(differences, axis=0, ddof=1)
+
+    assert (ratio > 0.8).all(), ratio
+    assert (ratio < widest).all(), ratio
+
+
 def test_clusters_are_resampled_whole(bases: dict[str, nn.Module]) -> None:
     x, y = task(40, 3)
     rows = np.repeat(np.arange(40), 6)
