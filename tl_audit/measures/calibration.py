@@ -17,11 +17,11 @@ from tl_audit.measures.arrays import class_vector, finite_matrix, finite_vector,
 from tl_audit.measures.estimate import LADDER_ALPHAS, BoolArray, Estimate, FloatArray, IntArray, build_ladder, t_quantile
 from tl_audit.measures.intervals import (
     BOOTSTRAP_CLUSTERS,
+    MANY_CLUSTERS,
     RESAMPLES,
     centred_ladder,
     mean,
     percentile_ladder,
-    MANY_CLUSTERS,
     resampled_counts,
     resampled_sums,
     sums_by,
