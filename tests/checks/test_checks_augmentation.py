@@ -136,7 +136,7 @@ def test_pictures_appear_only_where_samples_may(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(NotEvaluated, match="names no augmentation"):
+    with pytest.raises(NotEvaluated, match="No augmentation to look at"):
         checked(tmp_path, [])
     with pytest.raises(NotEvaluated, match="has no transform 'RandomMagic'"):
         checked(tmp_path / "b", [{"name": "RandomMagic", "args": {}}])

@@ -240,3 +240,9 @@ def test_an_outside_set_that_cannot_be_read_is_named(tmp_path):
     broken = Domain("odd", np.zeros((5, 7), dtype=np.float32), kind="tensor")
     with pytest.raises(NotEvaluated, match="outputs on the outside set"):
         checked(tmp_path, adapted=model(), target=blobs(60, 0), ood=broken)
+
+
+def test_inputs_that_look_more_familiar_than_the_target_are_said_to_do_so(tmp_path):
+    found = checked(tmp_path, adapted=model(wary=False), target=blobs(300, 0), train=blobs(300, 1), ood=blobs(300, 2, at=8.0, name="far"))
+    assert found.select("ood_auroc", set="far", score="max-probability").value < 0.05
+    assert "by max-probability and energy it looks more familiar than the target (below 0.5)" in found.summary

@@ -69,7 +69,7 @@ def augmentation_invariance(subject: Subject, evidence: Evidence, context: Conte
     rules, seed = context.rules, context.seed
     steps = augmentations(subject.record.training if subject.record is not None else {})
     if not steps:
-        raise NotEvaluated("the record names no augmentation: the training used its samples as they are")
+        raise NotEvaluated("No augmentation to look at: by the record the training used its samples as they are")
     target = judged(evidence, "adapted", "target")
     ids = evidence.ids("target")
     places = bottom_k([ids[r] for r in target.rows], MOST_ROWS, seed)
@@ -80,7 +80,7 @@ def augmentation_invariance(subject: Subject, evidence: Evidence, context: Conte
     try:
         answers = _ask(subject, rows, steps, context)
     except DataError as error:
-        raise NotEvaluated(str(error)) from error
+        raise NotEvaluated(f"The transforms of the training cannot be used here: {error}") from error
     mask = answers.finite
     if not mask.any():
         raise NotEvaluated("finite outputs of the adapted model on the transformed rows")

@@ -92,10 +92,12 @@ def bias_transfer_probe(subject: Subject, evidence: Evidence, context: Context) 
         caveats.append(INDEPENDENT)
     if control is None:
         caveats.append(kind)
+    around = {cue.name for cue in cues if needs_regions(cue)}
     for name, unmoved in answers["adapted"].unmoved.items():
         if unmoved:
             caveats.append(
-                f"Cue {name!r} leaves {unmoved} of {rows.size} model inputs as they were (already there, cut off by the preprocessing, or a sample without a region)."
+                f"Cue {name!r} leaves {unmoved} of {rows.size} model inputs as they were (already there, or cut off by the preprocessing"
+                + (", or a sample without a region)." if name in around else ").")
             )
     metrics: list[Metric] = []
     bars: list[Bar] = []

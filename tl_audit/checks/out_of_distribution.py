@@ -124,6 +124,8 @@ def out_of_distribution(subject: Subject, evidence: Evidence, context: Context) 
             if found.auc.value is not None:
                 parts.append(f"{score} {number(found.auc.value)}")
         said.append(f"Area under the curve against {other.name}: {', '.join(parts) or 'not defined'}")
+        if worse := [score for score in SCORES if _below_half(metrics, other.name, score)]:
+            said.append(f"by {' and '.join(worse)} it looks more familiar than the target (below 0.5)")
     summary = "; ".join(said) + "."
     figure = Intervals(
         id="outside-auc",
@@ -334,6 +336,12 @@ def _measured(
     change = measures.auc_change(strange, -np.concatenate(ours), -np.concatenate(theirs), cluster=unit)
     control = intervals.auc(strange, -np.concatenate(theirs), cluster=unit, seed=seed)
     return Found(auc, passed, change, control, kept, len(inside))
+
+
+def _below_half(metrics: list[Metric], name: str, score: str) -> bool:
+    """Whether the whole interval of this area under the curve lies below 0.5."""
+    wanted = {"set": name, "score": score}
+    return any(m.name == "ood_auroc" and m.slice == wanted and m.interval is not None and m.interval[1] < 0.5 for m in metrics)
 
 
 def _dot(label: str, estimate: Estimate, confidence: float, series: str, *, hollow: bool = False) -> Dot:
