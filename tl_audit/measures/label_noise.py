@@ -21,6 +21,8 @@ MOST_FITTED = 5000
 ROWS_PER_CLASS = 20
 """Below this many rows per class the calibration has a temperature alone, no offset of each class."""
 _FLOOR = 1e-12
+_LEAST_SHARP = 0.02
+_FLAT = 0.3
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def calibration(
     """Temperature and class offsets by maximum likelihood, with a floor of labels that contradict the model however sure it is.
 
     The floor is fitted along so that wrong labels do not pass for lack of confidence; where it is not significant at ``alpha`` it is left out.
-    With clusters the likelihood ratio is divided by the design effect of the errors.
+    Probabilities that are equally sure of every row are not tempered: nothing then tells over-confidence from wrong labels. With clusters the likelihood ratio is divided by the design effect of the errors.
 
     References
     ----------
@@ -108,8 +110,10 @@ def calibration(
     rows = np.arange(n) if n <= MOST_FITTED else np.sort(generator(seed, "calibration rows").permutation(n)[:MOST_FITTED])
     z, own = _logs(p[rows]), y[rows]
     free = n >= ROWS_PER_CLASS * classes
-    plain, without = _fit(z, own, free=free, floor=False)
-    floored, with_floor = _fit(z, own, free=free, floor=True)
+    # where every row is equally sure, over-confidence and wrong labels explain the errors alike: the model is then taken at its word
+    least = 1.0 if _flat(z) else _LEAST_SHARP
+    plain, without = _fit(z, own, free=free, floor=False, least=least)
+    floored, with_floor = _fit(z, own, free=free, floor=True, least=least)
     wrong = p[rows].argmax(axis=1) != own
     spread = 1.0 if cluster is None else float(rate(wrong, cluster=np.asarray(cluster)[rows]).details.get("deff", 1.0))
     ratio = max(0.0, 2 * (without - with_floor)) / spread
@@ -174,8 +178,8 @@ def noise_test(
     return NoiseTest(found, replace(share, null=middle), excess, fitted)
 
 
-def _fit(z: FloatArray, y: IntArray, *, free: bool, floor: bool) -> tuple[Calibration, float]:
-    """The calibration of most likelihood, and minus its log likelihood."""
+def _fit(z: FloatArray, y: IntArray, *, free: bool, floor: bool, least: float) -> tuple[Calibration, float]:
+    """The calibration of most likelihood whose sharpness is at least ``least``, and minus its log likelihood."""
     n, classes = z.shape
     at = np.arange(n)
 
@@ -192,7 +196,7 @@ def _fit(z: FloatArray, y: IntArray, *, free: bool, floor: bool) -> tuple[Calibr
         gradient[2:] += ridge if free else 0.0
         return float(-np.log(likely).sum() + (0.5 * (ridge * offsets).sum() if free else 0.0)), gradient
 
-    bounds = [(-4.0, 4.0), (0.0, 0.9 if floor else 0.0), *([(-10.0, 10.0) if free else (0.0, 0.0)] * classes)]
+    bounds = [(float(np.log(least)), 4.0), (0.0, 0.9 if floor else 0.0), *([(-10.0, 10.0) if free else (0.0, 0.0)] * classes)]
     best = None
     # a floor of 0 is a place where the search can rest: it is also begun with one
     for start in (0.0, 0.1) if floor else (0.0,):
@@ -201,6 +205,13 @@ def _fit(z: FloatArray, y: IntArray, *, free: bool, floor: bool) -> tuple[Calibr
             best = found
     assert best is not None
     return Calibration(float(np.exp(best.x[0])), np.asarray(best.x[2:]) * free, float(best.x[1]), 1.0), float(best.fun)
+
+
+def _flat(z: FloatArray) -> bool:
+    """Whether the log odds of the likeliest class against the next hardly differ from row to row."""
+    top = np.sort(z, axis=1)[:, -2:]
+    lead = top[:, 1] - top[:, 0]
+    return bool(lead.std() < _FLAT * lead.mean())
 
 
 def _logs(probabilities: ArrayLike) -> FloatArray:
