@@ -687,10 +687,18 @@ def placement_values(positive: BoolArray, scores: FloatArray) -> FloatArray:
     """For a positive row the share of negatives below it, for a negative row the share of positives above it (ties one half)."""
     n1 = int(positive.sum())
     n0 = positive.size - n1
-    overall = stats.rankdata(scores)
+    order = np.argsort(scores)
+    ordered, truth = scores[order], positive[order]
+    ends = np.flatnonzero(np.r_[ordered[1:] != ordered[:-1], True])
+    # of each run of tied scores: positives and rows up to it and in it
+    upto = np.cumsum(truth)[ends]
+    ones, rows = np.diff(upto, prepend=0), np.diff(ends, prepend=-1)
+    below_one, below_zero = upto - ones, (ends + 1 - rows) - (upto - ones)
+    of_positive = (below_zero + (rows - ones) / 2) / n0
+    of_negative = 1.0 - (below_one + ones / 2) / n1
+    run = np.repeat(np.arange(ends.size), rows)
     result = np.empty(scores.size)
-    result[positive] = (overall[positive] - stats.rankdata(scores[positive])) / n0
-    result[~positive] = 1.0 - (overall[~positive] - stats.rankdata(scores[~positive])) / n1
+    result[order] = np.where(truth, of_positive[run], of_negative[run])
     return result
 
 

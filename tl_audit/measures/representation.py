@@ -68,20 +68,8 @@ def cka_sums(x: ArrayLike, y: ArrayLike, *, batch: int | None = None, cluster: A
     """
     a, b = finite_matrix(x, "first features"), finite_matrix(y, "second features")
     n = same_length(first_features=a.shape[0], second_features=b.shape[0])
-    size = max(32, min(256, n // 20)) if batch is None else batch
-    if size < 32:
-        raise DataError(f"batches of {size} rows are too small: expected at least 32")
-    codes = cluster_codes(cluster, n)
-    rank = generator(seed, "cka").permutation(int(codes.max()) + 1) if n else np.zeros(0)
-    order = np.argsort(rank[codes], kind="stable") if n else np.zeros(0, dtype=np.int64)
-    cuts = list(range(0, n, size))
-    if len(cuts) > 1 and n - cuts[-1] < 32:
-        cuts.pop()  # a last batch that is too small joins the one before
     values: list[tuple[float, float, float]] = []
-    for start, stop in pairwise([*cuts, n]):
-        rows = order[start:stop]
-        if rows.size < 4:
-            continue
+    for rows in _batches(n, batch, cluster, seed):
         k, l = _gram(a[rows]), _gram(b[rows])
         values.append((_hsic1(k, l), _hsic1(k, k), _hsic1(l, l)))
     table = np.array(values, dtype=np.float64).reshape(-1, 3)
@@ -124,6 +112,38 @@ def linear_cka(x: ArrayLike, y: ArrayLike, *, batch: int | None = None, cluster:
     Nguyen, Raghu, Kornblith (2021). Do wide and deep networks learn the same things? arXiv:2010.15327
     """
     return cka_of(cka_sums(x, y, batch=batch, cluster=cluster, seed=seed))
+
+
+def cka_table(
+    first: Sequence[ArrayLike], second: Sequence[ArrayLike], *, batch: int | None = None, cluster: ArrayLike | None = None, seed: int = 0
+) -> tuple[tuple[Estimate, ...], ...]:
+    """`linear_cka` of every layer of one list with every layer of the other, (L1, L2), on the same rows.
+
+    The kernel of a layer is made once for each batch, and all pairs of layers are one product of them.
+
+    Parameters
+    ----------
+    first, second : (N, D_l) each, features of the same samples
+    """
+    sides = [[finite_matrix(x, "features of a layer") for x in side] for side in (first, second)]
+    if not sides[0] or not sides[1]:
+        raise DataError("no layers to compare: expected at least one on each side")
+    n = sides[0][0].shape[0]
+    for x in (*sides[0], *sides[1]):
+        same_length(first_layer=n, another_layer=x.shape[0])
+    xy, xx, yy = [], [], []
+    for rows in _batches(n, batch, cluster, seed):
+        left, right = (np.stack([_centred_gram(x[rows]).ravel() for x in side]) for side in sides)
+        scale = rows.size * (rows.size - 3)
+        xy.append(left @ right.T / scale)
+        xx.append(np.einsum("lb,lb->l", left, left) / scale)
+        yy.append(np.einsum("lb,lb->l", right, right) / scale)
+    if not xy:
+        return tuple(tuple(Estimate(None, n, "fewer than 4 rows") for _ in sides[1]) for _ in sides[0])
+    pairs, own, others = np.array(xy), np.array(xx), np.array(yy)
+    return tuple(
+        tuple(cka_of(CkaSums(pairs[:, i, j], own[:, i], others[:, j], n)) for j in range(len(sides[1]))) for i in range(len(sides[0]))
+    )
 
 
 def cka_drift(x: ArrayLike, y: ArrayLike, *, batch: int | None = None, cluster: ArrayLike | None = None, seed: int = 0) -> Estimate:
@@ -170,6 +190,39 @@ def neighbour_overlap(x: ArrayLike, y: ArrayLike, *, neighbours: int = 10, clust
 
 
 # ---------------------------------------------------------------- inside
+
+
+def _batches(n: int, batch: int | None, cluster: ArrayLike | None, seed: int) -> Iterator[IntArray]:
+    """Rows of each batch of at least 4, in random order, clusters kept together where batches allow it."""
+    size = max(32, min(256, n // 20)) if batch is None else batch
+    if size < 32:
+        raise DataError(f"batches of {size} rows are too small: expected at least 32")
+    codes = cluster_codes(cluster, n)
+    rank = generator(seed, "cka").permutation(int(codes.max()) + 1) if n else np.zeros(0)
+    order = np.argsort(rank[codes], kind="stable") if n else np.zeros(0, dtype=np.int64)
+    cuts = list(range(0, n, size))
+    if len(cuts) > 1 and n - cuts[-1] < 32:
+        cuts.pop()  # a last batch that is too small joins the one before
+    for start, stop in pairwise([*cuts, n]):
+        if stop - start >= 4:
+            yield order[start:stop]
+
+
+def _centred_gram(x: FloatArray) -> FloatArray:
+    """Linear kernel centred so that the product of two of these is b(b - 3) times their unbiased HSIC.
+
+    References
+    ----------
+    Székely, Rizzo (2014). Partial distance correlation with methods for dissimilarities. Annals of Statistics 42.
+    """
+    gram = _gram(x)
+    b = gram.shape[0]
+    rows = gram.sum(axis=1)
+    gram -= rows[:, None] / (b - 2)
+    gram -= rows[None, :] / (b - 2)
+    gram += rows.sum() / ((b - 1) * (b - 2))
+    np.fill_diagonal(gram, 0.0)
+    return gram
 
 
 def _gram(x: FloatArray) -> FloatArray:
