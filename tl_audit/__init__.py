@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
+    "Alignment": "tl_audit.finetune",
     "Attribution": "tl_audit.attribution.base",
     "AuditReport": "tl_audit.report",
     "Classification": "tl_audit.finetune",
     "Cue": "tl_audit.modality.base",
     "Domain": "tl_audit.subject",
+    "Importance": "tl_audit.finetune",
     "Model": "tl_audit.models",
     "Plan": "tl_audit.finetune",
     "Preprocessing": "tl_audit.records.preprocessing",
@@ -24,6 +26,7 @@ _WHERE = {
     "Stage": "tl_audit.finetune",
     "Subject": "tl_audit.subject",
     "TLAuditError": "tl_audit.errors",
+    "Teacher": "tl_audit.finetune",
     "Value": "tl_audit.records.values",
     "adapt": "tl_audit.finetune",
     "audit": "tl_audit.auditing",
@@ -51,10 +54,13 @@ if TYPE_CHECKING:
     from tl_audit.attribution.base import Attribution as Attribution
     from tl_audit.auditing import audit as audit
     from tl_audit.errors import TLAuditError as TLAuditError
+    from tl_audit.finetune import Alignment as Alignment
     from tl_audit.finetune import Classification as Classification
+    from tl_audit.finetune import Importance as Importance
     from tl_audit.finetune import Plan as Plan
     from tl_audit.finetune import Regression as Regression
     from tl_audit.finetune import Stage as Stage
+    from tl_audit.finetune import Teacher as Teacher
     from tl_audit.finetune import adapt as adapt
     from tl_audit.modality.base import Cue as Cue
     from tl_audit.models import Model as Model

@@ -2,19 +2,35 @@
 
 from tl_audit.finetune.adapting import Adaptation, adapt
 from tl_audit.finetune.load import LoadedRun, load_run
-from tl_audit.finetune.plan import Augment, Classification, DataPlan, GroupColumn, Plan, Provenance, Regression, Stage, Training
+from tl_audit.finetune.plan import (
+    Alignment,
+    Augment,
+    Classification,
+    DataPlan,
+    GroupColumn,
+    Importance,
+    Plan,
+    Provenance,
+    Regression,
+    Stage,
+    Teacher,
+    Training,
+)
 
 __all__ = [
     "Adaptation",
+    "Alignment",
     "Augment",
     "Classification",
     "DataPlan",
     "GroupColumn",
+    "Importance",
     "LoadedRun",
     "Plan",
     "Provenance",
     "Regression",
     "Stage",
+    "Teacher",
     "Training",
     "adapt",
     "load_run",

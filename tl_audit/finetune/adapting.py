@@ -19,12 +19,13 @@ from torch import nn
 
 from tl_audit.errors import ConfigError, DataError
 from tl_audit.finetune.base import Base, copy_with_head, open_base, random_start
+from tl_audit.finetune.beside import Lesson, importance_weights, lesson, unlabelled_inputs, unlabelled_record, wants_unlabelled
 from tl_audit.finetune.choose import HEAD, Choice, choose, is_head_only
 from tl_audit.finetune.flops import METHOD, forward_flops, training_flops
 from tl_audit.finetune.inputs import Augmenter, Inputs, Split, align, align_values, count_batches, fit_value, hold_out, task_classes
 from tl_audit.finetune.load import load_run
 from tl_audit.finetune.loss import CrossEntropy, NumberLoss, Objective
-from tl_audit.finetune.opening import open_domain, part_of, reader_options
+from tl_audit.finetune.opening import open_domain, open_unlabelled, part_of, reader_options, unlabelled_options
 from tl_audit.finetune.plan import ControlKind, Plan, Regression, Stage
 from tl_audit.finetune.progress import Progress, Say, Show
 from tl_audit.finetune.rates import balanced_weights
@@ -63,7 +64,7 @@ from tl_audit.records.values import Output, Value
 from tl_audit.subject import Domain
 
 if TYPE_CHECKING:
-    from tl_audit.finetune.engine import Job
+    from tl_audit.finetune.engine import Guidance, Job
 
 Tensors = Mapping[str, torch.Tensor]
 CONTROLS: tuple[ControlKind, ...] = ("head", "scratch")
@@ -107,6 +108,13 @@ class _Material:
     validation: Inputs | None
     notes: list[str] = field(default_factory=list)
     data_in_plan: bool = False
+    unlabelled: Inputs | None = None
+    "target data without labels, where the plan draws on it"
+    lesson: Lesson | None = None
+    "what the teacher says of the training samples"
+    weights: torch.Tensor | None = None
+    "(n,) importance of the training samples, mean 1"
+    importance: Mapping[str, Any] = field(default_factory=dict)  # Any: plain JSON values
     value: Value | None = None
     "how the network's output is read in a regression, None where it scores classes"
 
@@ -130,6 +138,8 @@ def adapt(
     train: Any = None,  # Any: a Domain, or what Domain accepts
     validation: Any = None,
     *,
+    unlabelled: Any = None,
+    teacher: Any = None,
     out: str | Path | None = None,
     controls: Sequence[str] | None = None,
     device: str = "auto",
@@ -143,6 +153,8 @@ def adapt(
     ----------
     plan : a Plan, or the path of a plan.toml
     train, validation : a ``Domain``, or data that ``Domain`` accepts; None: the plan's paths. A validation set keeps the best epoch and allows early stopping
+    unlabelled : target data whose labels, if any, are not looked at: for ``Plan(alignment=...)`` and ``Plan(importance=...)``; None: the plan's path
+    teacher : a model to distil from: a ``Model``, an ``nn.Module``, "run:PATH", "base", or a ``Teacher`` with weight and temperature; None: the plan's
     out : run directory to write; None: nothing is written
     controls : "head", "scratch"; None: those of the plan
     device : "auto", "cpu", "cuda", "cuda:N"
@@ -166,11 +178,13 @@ def adapt(
     """
     started, clock = _now(), time.monotonic()
     plan = plan if isinstance(plan, Plan) else Plan.from_toml(plan)
+    if teacher is not None:
+        plan = plan.taught_by(teacher)
     kinds = _control_kinds(plan.controls if controls is None else controls)
     folder = None if out is None else Path(out)
     if folder is not None:
         refuse_foreign(folder)
-    material = _prepare(plan, train, validation, offline=offline)
+    material = _prepare(plan, train, validation, unlabelled, offline=offline)
     base_hash = tensor_hash(material.base.model.module)
     adapted, form = _start(material)
     heads: tuple[str, ...] = tuple(adapted.facts["heads"])
@@ -192,7 +206,8 @@ def adapt(
         threads = threads_for(chosen_device, one * plan.training.batch_size)
         job = _job(material, chosen_device, show, adapted.part, threads)
         place = _Place(folder, _key(material, base_hash, chosen_device, threads), resume)
-        stages = _stages(adapted.module, plan.stages, choices, job, place, heads=heads, base=_pull(material, heads))
+        led = replace(job, guidance=_guidance(material))
+        stages = _stages(adapted.module, plan.stages, choices, led, place, heads=heads, base=_pull(material, heads))
         trained: dict[str, Model] = {}
         control_records = [ControlRecord(kind=kind, same_as="adapted") for kind in same]
         for kind in own:
@@ -234,7 +249,7 @@ def _control_kinds(asked: Sequence[str]) -> tuple[ControlKind, ...]:
     return tuple(kind for kind in CONTROLS if kind in asked)
 
 
-def _prepare(plan: Plan, train: Any, validation: Any, *, offline: bool) -> _Material:
+def _prepare(plan: Plan, train: Any, validation: Any, unlabelled: Any, *, offline: bool) -> _Material:
     in_plan = train is None
     domain = _domain(plan, "train", train)
     kind = domain.kind
@@ -281,7 +296,35 @@ def _prepare(plan: Plan, train: Any, validation: Any, *, offline: bool) -> _Mate
                 one.standardise(value)
     elif len({int(code) for code in inputs.split.labels}) < 2:
         raise DataError(f"{domain.name}: all {len(inputs)} training samples are of one class")
-    return _Material(plan, classes, kind, base, spec, inputs, val, said, in_plan, value)
+    return _beside(_Material(plan, classes, kind, base, spec, inputs, val, said, in_plan, value=value), unlabelled, augment)
+
+
+def _beside(material: _Material, given: Any, augment: Augmenter | None) -> _Material:
+    """The material with what the plan names beside the training data: unlabelled target data, weights, a teacher."""
+    plan = material.plan
+    wanted = wants_unlabelled(plan)
+    if given is None and plan.data.unlabelled is not None:
+        given = open_unlabelled(plan)
+    if wanted and given is None:
+        raise ConfigError(f"{wanted} needs unlabelled data of the target: give [data] unlabelled, or unlabelled= in Python")
+    if given is not None and not wanted:
+        raise ConfigError("unlabelled data is given, and nothing uses it: add [alignment] or [importance], or leave it out")
+    if wanted:
+        domain = given if isinstance(given, Domain) else Domain("unlabelled", given, kind=plan.kind, **unlabelled_options(plan))
+        if domain.kind != material.kind:
+            raise ConfigError(f"the unlabelled data is {domain.kind}, the training data {material.kind}")
+        material.unlabelled = unlabelled_inputs(domain, plan, material.spec, augment)
+        n, name = len(material.unlabelled), domain.name
+        material.notes.append(f"{n} samples of {name} were used without their labels: an audit on them is not on data that was never seen")
+    if plan.importance is not None:
+        found, material.importance, notes = importance_weights(
+            plan.importance, material.train, material.unlabelled, _start(material)[0], classes=material.classes, seed=plan.seed
+        )
+        material.weights = torch.from_numpy(found.values.astype(np.float32))
+        material.notes += notes
+    if plan.teacher is not None:
+        material.lesson = lesson(plan.teacher, plan, material.train, _base_model(material), classes=material.classes)
+    return material
 
 
 def _aligned(name: str, domain: Domain, classes: tuple[str, ...], regression: Regression | None) -> tuple[Split, tuple[str, ...]]:
@@ -357,7 +400,12 @@ def _key(material: _Material, base_hash: str, device: str, threads: int | None) 
     data = [inputs.record(material.classes).sha256 if inputs is not None else None for inputs in (material.train, material.validation)]
     rows = stage_key(*material.train.split.rows.tolist())
     machine = (torch.__version__, device, threads or torch.get_num_threads())
-    return stage_key(material.plan.sha256, *data, rows, base_hash, spec_hash(material.spec), material.classes, *machine)
+    beside = (
+        None if material.unlabelled is None else unlabelled_record(material.unlabelled).sha256,
+        None if material.lesson is None else material.lesson.facts["tensors_sha256"],
+        sorted(material.importance.items()),
+    )
+    return stage_key(material.plan.sha256, *data, rows, base_hash, spec_hash(material.spec), material.classes, *beside, *machine)
 
 
 def _job(material: _Material, device: str, progress: Progress, part: str | int | None, threads: int | None) -> Job:
@@ -378,6 +426,20 @@ def _job(material: _Material, device: str, progress: Progress, part: str | int |
         progress=progress,
         output=output,
         threads=threads,
+        weights=material.weights,
+    )
+
+
+def _guidance(material: _Material) -> Guidance | None:
+    """What pulls at the adapted model alone: controls are trained in a simpler way."""
+    from tl_audit.finetune.engine import Guidance
+
+    taught, alignment = material.lesson, material.plan.alignment
+    if taught is None and alignment is None:
+        return None
+    return Guidance(
+        teacher=None if taught is None else (taught.logits, taught.settings),
+        unlabelled=None if alignment is None or material.unlabelled is None else (material.unlabelled, alignment),
     )
 
 
@@ -546,7 +608,7 @@ def _record(material: _Material, adapted: Model, facts: _Facts) -> AdaptationRec
         plan_sha256=plan.sha256,
         plan=plan.model_dump(mode="json"),
         kind=material.kind,
-        setting="inductive",
+        setting="inductive" if material.unlabelled is None else "transductive",
         classes=material.classes or None,
         class_source=None
         if material.value is not None
@@ -557,6 +619,9 @@ def _record(material: _Material, adapted: Model, facts: _Facts) -> AdaptationRec
         else "data",
         train=material.train.record(material.classes),
         validation=None if material.validation is None else material.validation.record(material.classes),
+        unlabelled=None if material.unlabelled is None else unlabelled_record(material.unlabelled),
+        teacher={} if material.lesson is None else dict(material.lesson.facts),
+        importance=dict(material.importance),
         preprocessing={} if spec is None else spec.model_dump(mode="json"),
         base_preprocessing={} if base.preprocessing is None else base.preprocessing.model_dump(mode="json"),
         method=_method(plan, base, moved, parameters),
@@ -675,6 +740,8 @@ def _finished(folder: Path, material: _Material, base_hash: str, kinds: Sequence
         and record.train == material.train.record(material.classes)
         and record.validation == (None if material.validation is None else material.validation.record(material.classes))
         and record.base_tensors_sha256 == base_hash
+        and record.unlabelled == (None if material.unlabelled is None else unlabelled_record(material.unlabelled))
+        and dict(record.teacher) == ({} if material.lesson is None else dict(material.lesson.facts))
         and record.classes == (material.classes or None)
         and {control.kind for control in record.controls} == set(kinds)
         and record.versions.get("torch") == _versions().get("torch")

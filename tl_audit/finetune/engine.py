@@ -27,9 +27,10 @@ from torch import nn
 
 from tl_audit.errors import ConfigError, Interrupted, ModelError
 from tl_audit.finetune.choose import Choice, freeze, set_modes
-from tl_audit.finetune.inputs import Batches, Inputs, count_batches, key_seed
+from tl_audit.finetune.guidance import DISTANCES, FeatureTap, distillation_loss, tapped
+from tl_audit.finetune.inputs import Batches, Inputs, count_batches, epoch_order, key_seed
 from tl_audit.finetune.loss import Objective
-from tl_audit.finetune.plan import Stage, Training
+from tl_audit.finetune.plan import Alignment, Stage, Teacher, Training
 from tl_audit.finetune.progress import Progress
 from tl_audit.finetune.rates import Schedule, layer_order, layer_rates, optimiser, parameter_groups, rate_factor
 from tl_audit.models import outputs
@@ -59,6 +60,24 @@ class Job:
     output: Output = None
     threads: int | None = None
     "CPU threads of the fits; None: torch's own setting"
+    weights: torch.Tensor | None = None
+    "(N,) importance of the training samples, mean 1"
+    guidance: Guidance | None = None
+    "of the adapted model alone"
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What pulls at the adapted model beside the labels.
+
+    Attributes
+    ----------
+    teacher : (N, C) logits of a teacher for the training samples, with the plan's settings
+    unlabelled : target data without labels, to whose features those of the training data are aligned
+    """
+
+    teacher: tuple[torch.Tensor, Teacher] | None = None
+    unlabelled: tuple[Inputs, Alignment] | None = None
 
 
 @dataclass
@@ -125,10 +144,12 @@ def fit(
             epoch=lambda: first_epoch + trainer.current_epoch,
             sampler=job.sampler,
             classes=job.classes,
+            numbered=True,
         )
         loaders = None if job.validation is None else Batches(job.validation, max(64, job.training.batch_size))
         try:
-            trainer.fit(module, train_dataloaders=train, val_dataloaders=loaders)
+            with module.guided(heads):
+                trainer.fit(module, train_dataloaders=train, val_dataloaders=loaders)
         except SystemExit as stop:
             # the trainer (2.6) turns KeyboardInterrupt into exit code 1, which means "gate failed" here
             raise Interrupted(130) from stop
@@ -189,9 +210,27 @@ class _Fit(pl.LightningModule):
         self._epochs_since_best = 0
         self._rate = stage.lr
         self.stop_code: int | None = None
+        self._tap: FeatureTap | None = None
+        self._others: Any = None  # Any: (n,) int64 positions of the unlabelled data in this epoch's order
+        self._guided: dict[str, list[float]] = {}
         moving = set(choice.trainable)
         fixed = set(choice.frozen)
         self._kept = [n for n in network.state_dict() if n in moving or n not in fixed]
+
+    @contextlib.contextmanager
+    def guided(self, heads: Sequence[str]) -> Iterator[None]:
+        """With a tap on the features, where they are to be aligned and this stage moves what makes them."""
+        guidance = self._job.guidance
+        moves = any(not any(name.startswith(head + ".") for head in heads) for name in self._choice.trainable)
+        if guidance is None or guidance.unlabelled is None or not moves:
+            yield
+            return
+        with tapped(self.network, heads) as tap:
+            self._tap = tap
+            try:
+                yield
+            finally:
+                self._tap = None
 
     def configure_optimizers(self) -> Any:  # Any: Lightning's own union
         training = self._job.training
@@ -214,21 +253,54 @@ class _Fit(pl.LightningModule):
         set_modes(self.network, self._choice)
         # dropout and the like are those of (seed, epoch): a resumed run and a control draw the same
         torch.manual_seed(key_seed(self._job.seed, "epoch", self._first_epoch + self.current_epoch))
-        self._sums = []
+        self._sums, self._guided = [], {}
+        if self._tap is not None and self._job.guidance is not None and self._job.guidance.unlabelled is not None:
+            others = self._job.guidance.unlabelled[0]
+            self._others = epoch_order(
+                others.split.labels, seed=key_seed(self._job.seed, "unlabelled"), epoch=self._first_epoch + self.current_epoch
+            )
         self._rate = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
 
-    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int) -> torch.Tensor:
-        inputs, labels = batch
+    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor], number: int) -> torch.Tensor:
+        inputs, labels, positions = batch
+        if self._tap is not None:
+            self._tap.expect(len(labels))
         raw = self.network(inputs)
-        objective = self._job.objective
-        loss = objective.loss(outputs(raw, self._job.output), labels)
+        objective, weights = self._job.objective, self._job.weights
+        own = None if weights is None else weights[positions.cpu()].to(labels.device)
+        given = outputs(raw, self._job.output)
+        loss = objective.loss(given, labels, own)
         for name, weight in AUXILIARY.items():
             side = getattr(raw, name, None)
             if isinstance(side, torch.Tensor):
-                loss = loss + weight * objective.loss(side, labels)
+                loss = loss + weight * objective.loss(side, labels, own)
+        loss = self._pulled_beside(loss, given, positions, number)
         self._sums.append(torch.stack([loss.detach() * len(labels), torch.tensor(float(len(labels)), device=loss.device)]))
         if self._pulled:
             loss = loss + l2sp_penalty(self._pulled, self._job.training.l2sp)
+        return loss
+
+    def _pulled_beside(self, loss: torch.Tensor, given: torch.Tensor, positions: torch.Tensor, number: int) -> torch.Tensor:
+        """The loss with the teacher's part and the distance of the features, each remembered for the history."""
+        guidance = self._job.guidance
+        if guidance is None:
+            return loss
+        if guidance.teacher is not None:
+            answers, settings = guidance.teacher
+            term = distillation_loss(given, answers[positions.cpu()].to(given.device), settings.temperature)
+            loss = (1 - settings.weight) * loss + settings.weight * term
+            self._guided.setdefault("distillation_loss", []).append(float(term.detach()))
+        if guidance.unlabelled is not None and self._tap is not None:
+            others, alignment = guidance.unlabelled
+            mine = self._tap.taken(len(given))
+            size = min(len(positions), len(others))
+            where = self._others.take(range(number * size, (number + 1) * size), mode="wrap")
+            inputs, _ = others.batch(where, seed=self._job.seed, epoch=self._first_epoch + self.current_epoch)
+            self._tap.expect(size)
+            self.network(inputs.to(given.device))
+            distance = DISTANCES[alignment.kind](mine, self._tap.taken(size))
+            loss = loss + alignment.weight * distance
+            self._guided.setdefault("alignment_distance", []).append(float(distance.detach()))
         return loss
 
     def on_train_batch_end(self, *_: Any) -> None:
@@ -246,6 +318,7 @@ class _Fit(pl.LightningModule):
     def on_train_epoch_end(self) -> None:
         total, seen = torch.stack(self._sums).double().sum(dim=0).tolist()
         row = {"epoch": float(self.current_epoch + 1), "train_loss": total / seen, "lr": float(self._rate)}
+        row |= {name: sum(values) / len(values) for name, values in self._guided.items()}
         if self._val:
             loss, weight, score, n = torch.stack(self._val).double().sum(dim=0).tolist()
             row |= self._job.objective.read(loss, weight, score, n)

@@ -356,7 +356,7 @@ def count_batches(n: int, size: int) -> int:
 
 
 class Batches:
-    """What the trainer iterates over: (inputs, labels) per batch, in the order of the current epoch."""
+    """What the trainer iterates over: (inputs, labels) per batch, in the order of the current epoch; ``numbered``: and their positions."""
 
     def __init__(
         self,
@@ -367,13 +367,15 @@ class Batches:
         epoch: Callable[[], int] | None = None,
         sampler: str | None = None,
         classes: int = 0,
+        numbered: bool = False,
     ) -> None:
+        self._numbered = numbered
         self._inputs, self._size, self._seed, self._epoch, self._sampler, self._classes = inputs, size, seed, epoch, sampler, classes
 
     def __len__(self) -> int:
         return count_batches(len(self._inputs), self._size) if self._epoch is not None else -(-len(self._inputs) // self._size)
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
         n = len(self._inputs)
         if self._epoch is None:
             for start in range(0, n, self._size):
@@ -382,4 +384,5 @@ class Batches:
         epoch = self._epoch()
         order = epoch_order(self._inputs.split.labels, seed=self._seed, epoch=epoch, sampler=self._sampler, classes=self._classes)
         for positions in cut(order, self._size):
-            yield self._inputs.batch(positions, seed=self._seed, epoch=epoch)
+            batch = self._inputs.batch(positions, seed=self._seed, epoch=epoch)
+            yield (*batch, torch.from_numpy(positions)) if self._numbered else batch

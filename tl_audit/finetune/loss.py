@@ -13,8 +13,8 @@ import torch.nn.functional as F
 class Objective(Protocol):
     """Loss and validation of one task. ``outputs`` are (N, C) as ``models.outputs`` reads them, ``labels`` (N,) as ``Inputs`` gives them."""
 
-    def loss(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Mean loss of a batch, differentiable."""
+    def loss(self, outputs: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+        """Mean loss of a batch, differentiable; ``weights``: (N,) importance of the rows, whose mean over the training data is 1."""
         ...
 
     def sums(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -41,8 +41,11 @@ class CrossEntropy:
     validation_weights: Sequence[float] | None = None
     smoothing: float = 0.0
 
-    def loss(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def loss(self, outputs: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
         weight = None if self.weights is None else torch.tensor(self.weights, device=outputs.device)
+        if weights is not None:
+            each = F.cross_entropy(outputs.float(), labels, weight=weight, label_smoothing=self.smoothing, reduction="none")
+            return (each * weights).sum() / (len(labels) if weight is None else weight[labels].sum())
         return F.cross_entropy(outputs.float(), labels, weight=weight, label_smoothing=self.smoothing)
 
     def sums(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -77,8 +80,9 @@ class NumberLoss:
     delta: float = 1.0
     scale: float = 1.0
 
-    def loss(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return self._each(outputs, labels).mean()
+    def loss(self, outputs: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+        each = self._each(outputs, labels)
+        return each.mean() if weights is None else (each * weights).mean()
 
     def sums(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         each = self._each(outputs, labels)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_audit.errors import ConfigError
+from tl_audit.errors import ConfigError, DataError
 from tl_audit.finetune.plan import Plan, Regression
 from tl_audit.subject import Domain
 
@@ -38,6 +38,24 @@ def reader_options(plan: Plan) -> dict[str, Any]:  # Any: see modality.open_data
         if plan.task.unit is not None:
             options["unit"] = plan.task.unit
     return options
+
+
+def unlabelled_options(plan: Plan) -> dict[str, Any]:  # Any: see modality.open_data
+    """The reader options of data whose labels nobody looks at: those of ``[data]`` without what speaks of labels and groups."""
+    return {name: value for name, value in reader_options(plan).items() if name not in ("groups", "cluster", "positive")}
+
+
+def open_unlabelled(plan: Plan) -> Domain:
+    """The domain at ``[data] unlabelled``. A label column that it has is set aside, not read as an input; one that it lacks is not missed."""
+    assert plan.data.unlabelled is not None
+    path = plan.path(plan.data.unlabelled)
+    options = unlabelled_options(plan)
+    try:
+        return Domain("unlabelled", path, kind=plan.kind, **options)
+    except DataError:
+        if "label" not in options:
+            raise
+        return Domain("unlabelled", path, kind=plan.kind, **{k: v for k, v in options.items() if k != "label"})
 
 
 def part_of(domain: Domain, name: str, rows: IntArray) -> Domain:

@@ -225,6 +225,8 @@ class DataPlan(PlanPart):
     train: str | None = None
     validation: float | str | None = None
     "a path, or the share of train held out, split by cluster"
+    unlabelled: str | None = None
+    "data of the target without labels, for [alignment] and [importance]"
     label: str | None = None
     numeric: tuple[str, ...] | None = None
     categorical: tuple[str, ...] | None = None
@@ -336,6 +338,83 @@ def _augment(entry: Any) -> Any:
     return entry
 
 
+class Teacher(PlanPart):
+    """Knowledge distillation: the adapted model also learns to answer as a teacher does. The controls do not.
+
+    Parameters
+    ----------
+    model : "run:PATH" (the adapted model of that run), "base" (where the base answers in the plan's classes), or in Python a ``Model`` or ``nn.Module``.
+        It is asked once per training sample, as it is, without augmentation
+    weight : share of the teacher in the loss, in (0, 1]; the labels have the rest
+    temperature : softens both answers; above 0
+
+    References
+    ----------
+    Hinton, Vinyals & Dean (2015). Distilling the knowledge in a neural network. arXiv:1503.02531
+    """
+
+    where: ClassVar[str] = "[teacher]"
+    model: Any  # Any: str, Model or nn.Module, checked below
+    weight: float = Field(default=0.5, gt=0, le=1)
+    temperature: float = Field(default=2.0, gt=0)
+
+    def __init__(self, model: Any = None, **rest: Any) -> None:
+        super().__init__(model=model, **rest)
+
+    @field_validator("model")
+    @classmethod
+    def _model_is_known(cls, value: Any) -> Any:
+        if isinstance(value, str) and (value == "base" or value.startswith(("run:", "live:"))):
+            return value
+        if isinstance(value, Model | nn.Module):
+            return value
+        raise ValueError("expected 'run:PATH' or 'base' (in Python also a Model or nn.Module)")
+
+    @field_serializer("model")
+    def _model_name(self, value: Any) -> str:
+        return value if isinstance(value, str) else live_name(value)
+
+
+class Alignment(PlanPart):
+    """Features of unlabelled target data are drawn to those of the training data while the adapted model is trained. The controls are not.
+
+    Parameters
+    ----------
+    kind : "coral" (equal covariances) or "mmd" (equal means of kernels)
+    weight : of the distance beside the loss
+    """
+
+    where: ClassVar[str] = "[alignment]"
+    kind: Literal["coral", "mmd"] = "coral"
+    weight: float = Field(default=1.0, gt=0)
+
+
+class Importance(PlanPart):
+    """Training rows count as often as the target holds their like. Adapted model and controls alike.
+
+    Parameters
+    ----------
+    kind : "domain" (a classifier of base features, training data against the unlabelled target: TLA501's shift) or "label" (the mix of classes:
+        TLA502's shift)
+    class_mix : of "label": share of each class in the target; None: estimated from the unlabelled data
+    cap : largest weight, as a multiple of the mean
+    """
+
+    where: ClassVar[str] = "[importance]"
+    kind: Literal["domain", "label"] = "domain"
+    class_mix: Mapping[str, float] | None = None
+    cap: float = Field(default=10.0, ge=1)
+
+    @model_validator(mode="after")
+    def _mix_is_of_labels(self) -> Importance:
+        if self.class_mix is not None:
+            if self.kind != "label":
+                raise ValueError('class_mix belongs to kind = "label"')
+            if any(v < 0 for v in self.class_mix.values()) or abs(sum(self.class_mix.values()) - 1) > 1e-6:
+                raise ValueError(f"class_mix holds shares that sum to 1, got {dict(self.class_mix)}")
+        return self
+
+
 class Provenance(PlanPart):
     """What only a person can state about the base model."""
 
@@ -354,7 +433,7 @@ class Plan(PlanPart):
     ----------
     base : "torchvision:NAME", "package.module:factory", "tl_audit:small_cnn", "tl_audit:mlp", "run:PATH"; in Python also a ``Model`` or ``nn.Module``
         (deep-copied, never changed)
-    task, stages, training, data, provenance : see those records
+    task, stages, training, data, provenance, teacher, alignment, importance : see those records
     weights : file of the base's weights; "default": the source's own, fetched by ``adapt`` only; None: random start, said in the record
     kind : "image", "tabular", "tensor"; None: found from the data
     input_size : side of the network's input in pixels; None: the architecture's own, or that of the data
@@ -408,6 +487,9 @@ class Plan(PlanPart):
     data: DataPlan = Field(default_factory=DataPlan)
     training: Training = Field(default_factory=Training)
     provenance: Provenance = Field(default_factory=Provenance)
+    teacher: Teacher | None = None
+    alignment: Alignment | None = None
+    importance: Importance | None = None
 
     _folder: Path | None = PrivateAttr(default=None)
 
@@ -430,6 +512,11 @@ class Plan(PlanPart):
     def _task_of_its_kind(cls, value: Any) -> Any:
         return _task(value)
 
+    @field_validator("teacher", mode="before")
+    @classmethod
+    def _teacher_alone(cls, value: Any) -> Any:
+        return Teacher(value) if isinstance(value, str | Model | nn.Module) else value
+
     @field_validator("controls")
     @classmethod
     def _controls_once(cls, value: tuple[ControlKind, ...]) -> tuple[ControlKind, ...]:
@@ -445,6 +532,10 @@ class Plan(PlanPart):
         elif self.weights is not None:
             raise ValueError("weights: a live module brings its own weights, leave the argument out")
         if isinstance(self.task, Regression):
+            if self.teacher is not None:
+                raise ValueError("[teacher] teaches shares of classes, and a regression has none: leave it out")
+            if self.importance is not None and self.importance.kind == "label":
+                raise ValueError('[importance] kind = "label" weighs classes, and a regression has none: use kind = "domain"')
             for name in ("positive", "label_map"):
                 if getattr(self.data, name) is not None:
                     raise ValueError(f'[data] {name} is of a task with classes, and [task] kind = "regression" has none: leave it out')
@@ -461,6 +552,15 @@ class Plan(PlanPart):
         """Of the plan's canonical JSON (a live base counts by the name of its class; its weights are hashed elsewhere)."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def taught_by(self, teacher: Any) -> Plan:  # Any: what Teacher accepts, or a Teacher
+        """The same plan with this teacher; weight and temperature stay those of the plan's own teacher, where it has one."""
+        if not isinstance(teacher, Teacher):
+            own = {} if self.teacher is None else {"weight": self.teacher.weight, "temperature": self.teacher.temperature}
+            teacher = Teacher(teacher, **own)
+        plan = type(self)(**{**{name: getattr(self, name) for name in type(self).model_fields}, "teacher": teacher})
+        plan._folder = self._folder
+        return plan
 
     @property
     def epochs(self) -> int:
@@ -535,7 +635,9 @@ class Plan(PlanPart):
 
 def _without_defaults(values: dict[str, Any]) -> dict[str, Any]:
     """Tables of plan.toml as their records, so that an error names its table (and its place in [[stages]])."""
-    parts: dict[str, type[PlanPart]] = {"data": DataPlan, "training": Training, "provenance": Provenance}
+    parts: dict[str, type[PlanPart]] = {
+        "data": DataPlan, "training": Training, "provenance": Provenance, "teacher": Teacher, "alignment": Alignment, "importance": Importance,
+    }  # fmt: skip
     out = dict(values)
     for key in ("task", *parts):
         if key in out:

@@ -94,6 +94,12 @@ class AdaptationRecord(Record):
     class_source: Literal["declared", "data", "base"] | None = None
     train: DataRecord | None = None
     validation: DataRecord | None = None
+    unlabelled: DataRecord | None = None
+    "target data without labels that the adaptation saw ([alignment], [importance])"
+    teacher: Mapping[str, Any] = Field(default_factory=dict)
+    "of knowledge distillation: model, tensors_sha256, weight, temperature; empty: no teacher"
+    importance: Mapping[str, Any] = Field(default_factory=dict)
+    "weights of training rows: kind, effective_sample_share, capped, what they rest on; empty: all rows counted alike"
     preprocessing: Mapping[str, Any] = Field(default_factory=dict)
     base_preprocessing: Mapping[str, Any] = Field(default_factory=dict)
     "how the base itself says that its inputs are made; empty: it does not say"
