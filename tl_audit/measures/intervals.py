@@ -635,7 +635,7 @@ def auc(labels: ArrayLike, scores: ArrayLike, *, cluster: ArrayLike | None = Non
     sides = positive.astype(np.int64)
     codes = cluster_codes(cluster, n)
     crossing = cluster is not None and crosses(codes, sides)
-    g1, g0 = int(np.unique(codes[positive]).size), int(np.unique(codes[~positive]).size)
+    g1, g0 = (n1, n0) if cluster is None else (int(np.unique(codes[side]).size) for side in (positive, ~positive))
     units = int(codes.max()) + 1 if crossing else min(g1, g0)
     if cluster is not None:
         base = replace(base, clusters=units)
@@ -693,7 +693,8 @@ def placement_values(positive: BoolArray, scores: FloatArray) -> FloatArray:
     # of each run of tied scores: positives and rows up to it and in it
     upto = np.cumsum(truth)[ends]
     ones, rows = np.diff(upto, prepend=0), np.diff(ends, prepend=-1)
-    below_one, below_zero = upto - ones, (ends + 1 - rows) - (upto - ones)
+    below_one: IntArray = upto - ones
+    below_zero: IntArray = ends + 1 - rows - below_one
     of_positive = (below_zero + (rows - ones) / 2) / n0
     of_negative = 1.0 - (below_one + ones / 2) / n1
     run = np.repeat(np.arange(ends.size), rows)
