@@ -17,6 +17,7 @@ from tl_audit.policy.limits import Day
 from tl_audit.policy.toml import did_you_mean, read_toml, validated
 from tl_audit.records.base import Record
 from tl_audit.records.preprocessing import Preprocessing
+from tl_audit.records.values import Value
 
 if TYPE_CHECKING:
     from tl_audit.checks.base import Check
@@ -52,6 +53,8 @@ class ModelTable(Record):
     "encoding.json of a run: how table rows become inputs"
     head: str | None = None
     output: str | int | None = None
+    value: Value | None = None
+    "of a regression: the model gives one number z, the value is mean + scale · z; no classes then"
     input_size: int | None = Field(default=None, ge=1)
     settings: Mapping[str, Any] = Field(default_factory=dict)  # Any: constructor settings of the architecture, checked by models.build
     new_tensors: Names = ()
@@ -71,8 +74,25 @@ class ModelTable(Record):
             raise ValueError("give run or weights, not both")
         if self.run is None and self.weights is None:
             raise ValueError('give run = "a run directory", or weights = "a file" with arch')
+        if self.value is not None and (self.classes is not None or self.run is not None):
+            raise ValueError("value is of weights that give one number: " + ("a run says it itself" if self.run else "leave classes out"))
         if self.weights is not None and self.arch is None:
             raise ValueError('weights need arch = "torchvision:resnet18" (or another architecture)')
+        return self
+
+
+class AdaptedTable(ModelTable):
+    """[adapted]: beside a run or weights, the low-rank adapters that made it, where there are any."""
+
+    adapter: str | None = None
+    "folder of adapter_config.json and adapter_model.safetensors"
+    adapter_merged: bool = True
+    "false: the weights do not hold the adapters"
+
+    @model_validator(mode="after")
+    def _merged_needs_an_adapter(self) -> AdaptedTable:
+        if self.adapter is None and not self.adapter_merged:
+            raise ValueError("adapter_merged is given without adapter = a folder")
         return self
 
 
@@ -102,6 +122,10 @@ class DomainTable(Record):
     annotations: str | None = None
     "boxes: a COCO file, or a folder of Pascal VOC files"
     label: str | None = None
+    task: Literal["classification", "regression"] | None = None
+    "regression: labels are numbers; None: as the adapted model's run has it, else classification"
+    unit: str | None = None
+    "of such numbers"
     classes: Names | None = None
     label_map: Mapping[str, str] | None = None
     positive: str | None = None
@@ -295,7 +319,7 @@ class AuditTable(Record):
     title: str | None = None
     seed: int = Field(default=0, ge=0)
     device: str = "auto"
-    adapted: ModelTable | None = None
+    adapted: AdaptedTable | None = None
     base: ModelTable | None = None
     previous: ModelTable | None = None
     controls: tuple[ControlTable, ...] = ()
@@ -422,11 +446,16 @@ def build_subject(config: AuditConfig, say: Say = lambda text: None) -> Subject:
             run_dir=str(config.at(table.adapted.run or "")),
         )
     else:
-        if table.adapted.classes is None:
+        if table.adapted.classes is None and table.adapted.value is None:
             raise ConfigError(
-                "[adapted] classes is missing: list the class names in the order of the model's outputs, because an order is never guessed"
+                "[adapted] classes is missing: list the class names in the order of the model's outputs, because an order is never guessed "
+                "(of a model that gives one number: value = { mean = 0, scale = 1 })"
             )
         parts["adapted"] = _weights(config, table.adapted, "adapted", say)
+    if table.adapted.adapter is not None:
+        from tl_audit.models.adapters import read_adapter
+
+        parts["adapter"] = read_adapter(config.at(table.adapted.adapter), merged=table.adapted.adapter_merged)
     if table.base is not None:
         parts["base"] = _model(config, table.base, "base", say)
     if table.previous is not None:
@@ -506,7 +535,7 @@ def _weights(config: AuditConfig, table: ModelTable, key: str, say: Say) -> Mode
         trust=config.table.trust.sha256,
         name=key,
         head=table.head,
-        output=table.output,
+        output=table.output if table.value is None else table.value.model_copy(update={"part": table.output}),
         **caps,  # type: ignore[arg-type]
         **table.settings,
     )
@@ -533,6 +562,8 @@ def _inherited(run: Any) -> dict[str, Any]:  # Any: finetune.LoadedRun
     names = ("label", "numeric", "categorical", "drop", "id", "label_map", "na_values")
     options = {name: getattr(data, name) for name in names if getattr(data, name, None) is not None}
     positive = getattr(run.plan, "positive", None)
+    if run.adapted.task == "regression":
+        options |= {"task": "regression", **({} if run.adapted.output.unit is None else {"unit": run.adapted.output.unit})}
     return {**options, **({} if positive is None else {"positive": positive})}
 
 
@@ -544,10 +575,12 @@ def _domain(config: AuditConfig, table: DomainTable, role: str, classes: Sequenc
     if not path.exists():
         raise ConfigError(f"[{role}] path: there is no {path}")
     try:
-        options = {} if path.is_dir() else _fitting(path, inherited)
+        # what a label is, is known from the run whatever the kind of data; its columns are those of tables
+        options = {k: v for k, v in inherited.items() if k in ("task", "unit")} if path.is_dir() else _fitting(path, inherited)
     except DataError as error:
         raise DataError(f"[{role}] {error}") from error
-    for name in ("label", "label_map", "positive", "cluster", "time", "period", "site", "id", "numeric", "categorical", "drop", "na_values"):
+    names = ("label", "label_map", "positive", "cluster", "time", "period", "site", "id", "numeric", "categorical", "drop", "na_values")
+    for name in (*names, "task", "unit"):
         if getattr(table, name) is not None:
             options[name] = getattr(table, name)
     if table.metadata is not None:
@@ -729,7 +762,7 @@ def planned(job: Job) -> tuple[list[Planned], list[str]]:
     rows: list[Planned] = []
     with Store(None) as store:
         evidence = StoredEvidence(subject, store=store, rules=job.policy.rules, methods=job.methods)
-        for check in sorted(job.checks, key=lambda c: c.code):
+        for check in sorted((c.for_task(subject.task) for c in job.checks), key=lambda c: c.code):
             if not selected(check.code, table.checks.select, table.checks.ignore):
                 continue
             gaps = [gap for need in check.needs if (gap := lacking(need, subject, evidence, job.config.declared)) is not None]

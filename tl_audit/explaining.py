@@ -227,6 +227,8 @@ def _domain(asked: Asked, run: LoadedRun | None) -> tuple[Domain, str]:
         for name, value in (("cluster", asked.cluster), ("label", asked.label), ("id", asked.id), ("metadata", asked.metadata))
         if value is not None
     }
+    if run is not None and run.adapted.task == "regression":
+        given["task"] = "regression"
     if asked.input.is_dir() or run is None or run.kind != "tabular":
         return Domain(asked.input.name, asked.input, **given), ""
     own = {
@@ -328,6 +330,8 @@ def _targets(
 
 
 def _true(asked: Asked, model: Model, domain: Domain, read: NDArray[np.int64]) -> list[str]:
+    if model.task == "regression":
+        raise ConfigError("--target true: the model gives one number, and there is no class to choose; leave --target out")
     if domain.labels is None:
         raise DataError(
             f"--target true: {asked.input} holds no labels; name the column with --label (of pictures: with --metadata), or use class folders"
@@ -361,6 +365,15 @@ def _other(asked: Asked, model: Model, run: LoadedRun | None, say: Callable[[str
     """The model to compare with: the base where it has the same classes, else the head control, which stands in for it."""
     assert run is not None  # _model refused --base for a weights file
     wanted = set(model.classes or ())
+    if model.task == "regression":
+        if run.base.task == "regression":
+            return "base", run.base
+        if (control := run.controls.get("head")) is not None:
+            say("the base model does not give a number; the head control (the base with a new head) stands in for it")
+            return "head control", control
+        raise ModelError(
+            '--base: the base model does not give a number, and the run has no head control that could stand in for it; adapt with controls = ["head"]'
+        )
     if wanted and wanted <= set(run.base.classes or ()):
         return "base", run.base
     head = run.controls.get("head")
@@ -382,6 +395,8 @@ def _translated(targets: Targets, model: Model, other: Model) -> Targets:
     """The same classes by name in the other model's outputs."""
     from tl_audit.attribution import Targets
 
+    if model.task == "regression":
+        return targets
     place = {name: k for k, name in enumerate(other.classes or ())}
     own = model.classes or ()
 

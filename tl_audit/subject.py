@@ -229,7 +229,7 @@ class Subject:
         if self.adapted.task != "regression" and self.target.task == "regression":
             raise ModelError(f"{self.target.name} holds numbers and {self.adapted.name} names classes: give Model(..., output=Value())")
         for role, domain in self.domains.items():
-            if domain.labelled and domain.task != self.target.task:
+            if domain.task != self.target.task and domain.labelled:
                 raise DataError(f"the {role} domain {domain.name} is a {domain.task}, the target a {self.target.task}: they must be alike")
 
     def model(self, key: str) -> Model | None:

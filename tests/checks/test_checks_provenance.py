@@ -53,7 +53,7 @@ def network(seed: int = 0, classes: int = 3) -> nn.Module:
 
 
 def subject(adapted, base=None, record=None, **more) -> Subject:
-    return Subject(adapted, target=SimpleNamespace(classes=("a", "b", "c")), base=base, record=record, **more)
+    return Subject(adapted, target=SimpleNamespace(classes=("a", "b", "c"), task="classification"), base=base, record=record, **more)
 
 
 def measure(check, what: Subject, *, layers: bool = True):

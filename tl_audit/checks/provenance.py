@@ -63,6 +63,9 @@ def _history(record: AdaptationRecord) -> str | None:
 
 
 def _classes(record: AdaptationRecord) -> str | None:
+    if record.task.get("kind") == "regression":
+        value = record.task.get("value") or {}
+        return "none: one number" + (f", {value['unit']}" if value.get("unit") else "")
     return ", ".join(record.classes) if record.classes else None
 
 
@@ -139,6 +142,7 @@ def lineage(subject: Subject, evidence: Evidence, context: Context) -> Measureme
 
 def _timeline(stages: Sequence[StageRecord]) -> Table:
     rows: list[tuple[Cell, ...]] = []
+    numeric = any("val_mae" in epoch for stage in stages for epoch in stage.history)
     for stage in stages:
         scored = [epoch for epoch in stage.history if epoch.get("epoch") == stage.best_epoch] or list(stage.history[-1:])
         best = scored[0] if scored else {}
@@ -153,7 +157,7 @@ def _timeline(stages: Sequence[StageRecord]) -> Table:
                 len(stage.history) or None,
                 stage.best_epoch,
                 _finite(best.get("val_loss")),
-                _finite(best.get("val_accuracy")),
+                _finite(best.get("val_mae" if numeric else "val_accuracy")),
             )
         )
     return Table(
@@ -172,7 +176,7 @@ def _timeline(stages: Sequence[StageRecord]) -> Table:
             Column(name="epochs run", format="count"),
             Column(name="kept epoch", format="count"),
             Column(name="validation loss", format="number"),
-            Column(name="validation accuracy", format="share"),
+            Column(name="validation error, own unit", format="number") if numeric else Column(name="validation accuracy", format="share"),
         ),
         rows=tuple(rows),
     )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
+
 from tl_audit.evidence.stored import StoredEvidence
 from tl_audit.models import tensor_hash
-from tl_audit.records.findings import DomainCard, ModelCard, SubjectCard
+from tl_audit.records.findings import DomainCard, ModelCard, SubjectCard, ValueCard
 from tl_audit.records.privacy import redact_all, suppressed_counts
-from tl_audit.subject import Subject
+from tl_audit.subject import Domain, Subject
 
 
 def subject_card(subject: Subject, evidence: StoredEvidence, *, suppress_below: int) -> SubjectCard:
@@ -62,13 +64,27 @@ def domain_card(role: str, subject: Subject, evidence: StoredEvidence, *, suppre
         sha256=None if scan is None else scan.fingerprint(),
         classes=domain.classes,
         class_counts={name: counted.get(name, 0) for name in order} if domain.labels is not None else {},
-        labelled=domain.labels is not None,
+        labelled=domain.labelled,
+        values=_value_card(domain, subject.unit, suppress_below),
         clusters=None if domain.cluster is None else len({str(c) for c in domain.cluster}),
         groups={
             column: suppressed_counts(dict(sorted(Counter(str(v) for v in values).items())), suppress_below)
             for column, values in sorted(domain.groups.items())
         },
         unreadable=0 if scan is None else len(scan.errors()),
+    )
+
+
+def _value_card(domain: Domain, unit: str | None, suppress_below: int) -> ValueCard | None:
+    if domain.values is None:
+        return None
+    known = domain.values[np.isfinite(domain.values)]
+    told = known.size >= max(2, suppress_below)
+    return ValueCard(
+        n=int(known.size),
+        unit=domain.unit or unit,
+        mean=float(known.mean()) if told else None,
+        sd=float(known.std(ddof=1)) if told else None,
     )
 
 

@@ -141,6 +141,15 @@ class ModelCard(Record):
     "a control that was not trained because the plan already is that control"
 
 
+class ValueCard(Record):
+    """Facts of a domain's numbers, in their own unit. Mean and standard deviation (n - 1) are left out below suppress_below rows."""
+
+    n: int
+    unit: str | None = None
+    mean: float | None = None
+    sd: float | None = None
+
+
 class DomainCard(Record):
     """Facts of one domain of the subject. Group counts below suppress_below are written '< 10'."""
 
@@ -153,6 +162,8 @@ class DomainCard(Record):
     classes: tuple[str, ...] | None = None
     class_counts: Mapping[str, int] = Field(default_factory=dict)
     labelled: bool = True
+    values: ValueCard | None = None
+    "of a regression, whose labels are numbers"
     clusters: int | None = None
     groups: Mapping[str, Mapping[str, int | str]] = Field(default_factory=dict)
     unreadable: int = 0

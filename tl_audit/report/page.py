@@ -13,7 +13,17 @@ from typing import Any
 
 from tl_audit.errors import RecordError
 from tl_audit.records.exhibits import Exhibit, Heatmap, ImageGrid, Ladder, Lines, Picture, Stamp, Table
-from tl_audit.records.findings import SEVERITIES, STATUSES, WORST_FIRST, AuditResult, DomainCard, Finding, LimitOutcome, ModelCard
+from tl_audit.records.findings import (
+    SEVERITIES,
+    STATUSES,
+    WORST_FIRST,
+    AuditResult,
+    DomainCard,
+    Finding,
+    LimitOutcome,
+    ModelCard,
+    ValueCard,
+)
 from tl_audit.records.metrics import Metric
 from tl_audit.report import charts, declared, numbers
 from tl_audit.report.clauses import ClauseMap, clause_maps
@@ -853,10 +863,19 @@ def _domain_cells(card: DomainCard) -> list[Cell | str]:
         numbers.count(card.n),
         "–" if card.clusters is None else numbers.count(card.clusters),
         ("labelled" if card.labelled else "no labels")
+        + _values_cell(card.values)
         + (f"; {shorten(', '.join(f'{k}: {numbers.count(v)}' for k, v in card.class_counts.items()), 160)}" if card.class_counts else ""),
         numbers.count(card.unreadable),
         _hash_cell(card.sha256, whole=False),
     ]
+
+
+def _values_cell(card: ValueCard | None) -> str:
+    """ "; 142 numbers, mean 151.3, SD 77.09 points"; nothing where labels are classes."""
+    if card is None:
+        return ""
+    spread = "" if card.mean is None or card.sd is None else f", mean {numbers.significant(card.mean)}, SD {numbers.significant(card.sd)}"
+    return f"; {numbers.count(card.n)} numbers{spread}" + (f" {card.unit}" if card.unit else "")
 
 
 def _flat(data: Any, prefix: str = "") -> list[tuple[str, str]]:
