@@ -37,7 +37,7 @@ def _ece(n: int, size: int, excess: float) -> Simulation:
         return (covered(calibration.ece2_debiased(c, right, cluster=_units(n, size), resamples=200, seed=run), excess**2),)
 
     design = f"{_design(n, size)}, {'calibrated' if not excess else f'{excess} too confident'}"
-    return Simulation(f"ece2_debiased, n {n}, {design}", "calibration.ece2_debiased", design, n, draw, CAREFUL, quick=80)
+    return Simulation(f"ece2_debiased, n {n}, {design}", "calibration.ece2_debiased", design, n, draw, CAREFUL, runs=1000, quick=50)
 
 
 def _null_band(n: int) -> Simulation:
@@ -58,7 +58,9 @@ def _null_band(n: int) -> Simulation:
         Row("classwise_ece_l1", test="exact", rule="outside its 95 % of a calibrated model"),
         Row("a bin of the diagram", test="careful", rule="accuracy outside the 95 % band"),
     )
-    return Simulation(f"null band of calibration errors, n {n}", "calibration.ece_l1", "iid, calibrated", n, draw, rows, quick=60)
+    return Simulation(
+        f"null band of calibration errors, n {n}", "calibration.ece_l1", "iid, calibrated", n, draw, rows, runs=1000, quick=40
+    )
 
 
 def _overconfidence(n: int, size: int) -> Simulation:
@@ -90,7 +92,7 @@ def _scores(n: int, size: int) -> Simulation:
 
     rows = tuple(Row(name, interval="exact") for name in ("brier", "nll", "brier_skill", "nll_skill"))
     design = f"{_design(n, size)}, calibrated"
-    return Simulation(f"proper scores, n {n}, {design}", "calibration.brier, nll, *_skill", design, n, draw, rows)
+    return Simulation(f"proper scores, n {n}, {design}", "calibration.brier, nll, *_skill", design, n, draw, rows, runs=1000, quick=60)
 
 
 def _no_skill(n: int, size: int) -> Simulation:
@@ -201,7 +203,7 @@ def _average_precision(n: int, share: float, size: int = 1) -> Simulation:
         cluster = ids(n // size, size)
         y = (np.arange(n // size) < share * (n // size))[cluster]
         scores = clustered_values(rng, cluster, alike=0.4 if size > 1 else 0.0) + y
-        return (covered(classification.average_precision(y, scores, cluster=_units(n, size), resamples=400, seed=run), truth),)
+        return (covered(classification.average_precision(y, scores, cluster=_units(n, size), resamples=200, seed=run), truth),)
 
     design = f"{_design(n, size)}, {share:.0%} positive, truth {truth:.2f}"
     return Simulation(f"average_precision, n {n}, {design}", "classification.average_precision", design, n, draw, CAREFUL, quick=80)
@@ -211,11 +213,11 @@ SIMULATIONS: tuple[Simulation, ...] = (
     _ece(100, 1, 0.0), _ece(300, 1, 0.0), _ece(2000, 1, 0.0), _ece(300, 3, 0.0), _ece(900, 9, 0.0), _ece(400, 1, 0.15), _ece(900, 3, 0.15),
     _null_band(100), _null_band(1000),
     _overconfidence(30, 1), _overconfidence(1000, 1), _overconfidence(90, 6), _overconfidence(1200, 6),
-    _scores(40, 1), _scores(1000, 1), _scores(80, 5), _scores(500, 5),
-    _no_skill(30, 1), _no_skill(1000, 1), _no_skill(90, 6), _no_skill(600, 6),
+    _scores(40, 1), _scores(400, 1), _scores(80, 5), _scores(500, 5),
+    _no_skill(30, 1), _no_skill(500, 1), _no_skill(90, 6), _no_skill(600, 6),
     _classes(60, 1), _classes(600, 1), _classes(2400, 1), _classes(200, 5), _classes(1000, 5),
     Simulation("worst_class_recall, five equal classes", "classification.worst_class_recall", "iid, 5 × 60 rows", 300, _worst_recall, CAREFUL),
     _majority(60, 1), _majority(1000, 1), _majority(90, 6), _majority(600, 6),
     _multi_areas(45, 1), _multi_areas(600, 1), _multi_areas(100, 5), _multi_areas(600, 5),
-    _average_precision(100, 0.3), _average_precision(1000, 0.1), _average_precision(400, 0.3, 5),
+    _average_precision(100, 0.3), _average_precision(500, 0.1), _average_precision(400, 0.3, 5),
 )  # fmt: skip

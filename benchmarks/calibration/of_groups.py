@@ -75,7 +75,7 @@ def _changes(clusters: int, size: int, churn: float, crossing: bool = False) -> 
     unit = "iid" if size == 1 else f"clusters {clusters} × {size}{', each in both groups' if crossing else ''}"
     design = f"{unit}, one group of a fifth{f', churn × {churn:g}' if size == 1 else ''}"
     return Simulation(
-        f"gap_changes, {design}", "fairness.gap_changes", design, clusters * size, draw, (Row(test="careful", interval="careful"),), quick=100
+        f"gap_changes, {design}", "fairness.gap_changes", design, clusters * size, draw, (Row(test="careful", interval="careful"),), runs=1000, quick=60
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from scipy import stats
 
 from benchmarks.calibration.simulation import Drawn, Row, Simulation, both, covered, tested
 from benchmarks.calibration.worlds import Rng, clustered_values, ids
-from tl_audit.measures import attribution, intervals, probe, representation
+from tl_audit.measures import attribution, intervals, probe, representation, transferability
 from tl_audit.measures.membership import membership
 
 CAREFUL = (Row(interval="careful"),)
@@ -68,7 +68,7 @@ def _probes(n: int, size: int) -> Simulation:
     design = f"{_design(n, size)}, 2 classes, 4 columns"
     rows = (Row(test="careful", interval="careful"),)
     return Simulation(
-        f"backward transfer of a probe, n {n}, {design}", "probe.linear_probe", design, n, draw, rows, runs=1000, quick=30
+        f"backward transfer of a probe, n {n}, {design}", "probe.linear_probe", design, n, draw, rows, runs=400, quick=20
     )  # fmt: skip
 
 
@@ -124,7 +124,7 @@ def _no_gain(n: int) -> Simulation:
     """Labels that features know nothing of: the gain lies above its mean under permutation as often as below."""
 
     def draw(rng: Rng, run: int) -> tuple[Drawn, ...]:
-        found = representation.logme_gain(rng.normal(size=(n, 8)), rng.integers(0, 3, n), classes=3, permutations=20, seed=run)
+        found = transferability.logme_gain(rng.normal(size=(n, 8)), rng.integers(0, 3, n), classes=3, permutations=20, seed=run)
         low = found.interval()
         assert low is not None
         assert found.null is not None
@@ -132,16 +132,16 @@ def _no_gain(n: int) -> Simulation:
 
     rows = (Row(test="careful", rule="the whole 95 % interval lies above the mean under permutation"),)
     return Simulation(
-        f"logme_gain, n {n}", "representation.logme_gain", "iid, features that know nothing", n, draw, rows, runs=500, quick=10
+        f"logme_gain, n {n}", "transferability.logme_gain", "iid, features that know nothing", n, draw, rows, runs=200, quick=10
     )
 
 
 SIMULATIONS: tuple[Simulation, ...] = (
     _cka(640, 1, 0.5), _cka(2000, 1, 1.0), _cka(640, 4, 1.0), _cka(2000, 4, 1.0),
     _unrelated(60), _unrelated(300),
-    _no_gain(100), _no_gain(400),
+    _no_gain(60),
     _probes(200, 1), _probes(400, 8),
-    _membership(100, 1), _membership(2000, 1), _membership(160, 8), _membership(800, 8),
+    _membership(100, 1), _membership(2000, 1), _membership(160, 8), _membership(400, 8),
     _maps_like_chance(20, 1), _maps_like_chance(300, 1), _maps_like_chance(60, 5), _maps_like_chance(500, 5),
     _pointing(20), _pointing(300),
 )  # fmt: skip

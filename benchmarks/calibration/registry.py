@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.calibration import of_classifiers, of_groups, of_intervals, of_representations, of_shift, of_tests
+from benchmarks.calibration import of_classifiers, of_further, of_groups, of_intervals, of_representations, of_shift, of_tests
 from benchmarks.calibration.simulation import Simulation
 
 SIMULATIONS: tuple[Simulation, ...] = (
@@ -12,6 +12,7 @@ SIMULATIONS: tuple[Simulation, ...] = (
     *of_classifiers.SIMULATIONS,
     *of_groups.SIMULATIONS,
     *of_representations.SIMULATIONS,
+    *of_further.SIMULATIONS,
 )
 
 
