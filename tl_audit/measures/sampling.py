@@ -109,12 +109,11 @@ def bottom_k(
         order = _by_priority(ids, priority(seed, ids), stratum)
         return np.sort(order[_rank_within(stratum[order]) < k]).astype(np.int64)
     unit = cluster_codes(cluster, n)
-    # a row without a cluster id is its own cluster and goes by its sample id
-    names = [
-        f"row {sample}" if is_missing(value) else f"cluster {value}"
-        for sample, value in zip(ids, np.asarray(cluster).tolist(), strict=True)  # type: ignore[arg-type]
-    ]
-    first = priority(seed, names)
+    # one hash for each cluster, from its first row; a row without a cluster id is its own cluster and goes by its sample id
+    of_row = np.asarray(cluster).tolist()
+    row = np.unique(unit, return_index=True)[1].tolist()
+    names = [f"row {ids[r]}" if is_missing(of_row[r]) else f"cluster {of_row[r]}" for r in row]  # type: ignore[index]
+    first = priority(seed, names)[unit]
     order = np.lexsort((unit, first, stratum))
     taken = np.zeros(int(unit.max()) + 1 if n else 0, dtype=np.bool_)
     for value in np.unique(stratum):
