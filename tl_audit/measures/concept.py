@@ -22,6 +22,8 @@ LEAST_PER_CLASS = 10
 """Rows of a class that each domain needs; smaller classes are left out."""
 RIDGE = 10.0
 """Strength of the penalty on the coefficients of whitened features: log-likelihood minus RIDGE/2 times their squares."""
+DOMAIN_RIDGES = (0.1, 1.0, 10.0, 100.0)
+"""Penalties among which the model of the domain chooses."""
 STEPS = 4
 _CHUNK = 400_000  # numbers held at once while draws are fitted
 
@@ -178,19 +180,30 @@ def _folds(codes: IntArray, seed: int) -> IntArray:
 
 
 def _domain_probability(matrix: FloatArray, second: BoolArray, fold: IntArray) -> FloatArray:
-    """P(target | row) of every row by a penalised logistic model fitted on the other folds; the first column is the level."""
-    out = np.full(second.size, float(second.mean()))
-    for k in range(FOLDS):
-        train, held = fold != k, fold == k
-        if held.any() and second[train].any() and not second[train].all():
-            weights = _logistic(matrix[train], second[train].astype(np.float64))
-            out[held] = _sigmoid(matrix[held] @ weights)
-    return out
+    """P(target | row) of every row by a penalised logistic model fitted on the other folds; the first column is the level.
+
+    The penalty is the one of least held-out log-loss, and the held-out scores are calibrated by a line: a chance that is shrunk towards
+    one half would call domains alike that are far apart.
+    """
+    outcome = second.astype(np.float64)
+    level = float(np.log(second.sum() / max(1, (~second).sum()))) if second.any() else 0.0
+    best, least = np.full(second.size, level), np.inf
+    for strength in DOMAIN_RIDGES:
+        scores = np.full(second.size, level)
+        for k in range(FOLDS):
+            train, held = fold != k, fold == k
+            if held.any() and second[train].any() and not second[train].all():
+                scores[held] = matrix[held] @ _logistic(matrix[train], outcome[train], strength)
+        loss = float((np.logaddexp(0.0, scores) - outcome * scores).sum())
+        if loss < least:
+            best, least = scores, loss
+    line = np.stack([np.ones(best.size), best], axis=1)
+    return _sigmoid(line @ _logistic(line, outcome, 1e-3))
 
 
-def _logistic(matrix: FloatArray, outcome: FloatArray) -> FloatArray:
+def _logistic(matrix: FloatArray, outcome: FloatArray, strength: float) -> FloatArray:
     """Coefficients that maximise the penalised likelihood, by Newton steps with halving; the first column is not penalised."""
-    penalty = np.full(matrix.shape[1], RIDGE)
+    penalty = np.full(matrix.shape[1], strength)
     penalty[0] = 1e-6
     weights = np.zeros(matrix.shape[1])
 
