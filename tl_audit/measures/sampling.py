@@ -111,8 +111,8 @@ def bottom_k(
     unit = cluster_codes(cluster, n)
     # one hash for each cluster, from its first row; a row without a cluster id is its own cluster and goes by its sample id
     of_row = np.asarray(cluster).tolist()
-    row = np.unique(unit, return_index=True)[1].tolist()
-    names = [f"row {ids[r]}" if is_missing(of_row[r]) else f"cluster {of_row[r]}" for r in row]  # type: ignore[index]
+    row, own = np.unique(unit, return_index=True)[1].tolist(), list(ids)  # type: ignore[arg-type]
+    names = [f"row {own[r]}" if is_missing(of_row[r]) else f"cluster {of_row[r]}" for r in row]
     first = priority(seed, names)[unit]
     order = np.lexsort((unit, first, stratum))
     taken = np.zeros(int(unit.max()) + 1 if n else 0, dtype=np.bool_)
