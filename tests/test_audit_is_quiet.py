@@ -56,14 +56,15 @@ def test_nothing_is_accused_where_nothing_is_wrong() -> None:
 
 @pytest.mark.slow
 def test_false_alarms_stay_at_their_rate() -> None:
-    loud = [statuses(seed) for seed in range(100, 160)]
-    assert sum("fail" in found.values() for found in loud) <= 3, loud
+    # 20 audits here; benchmarks/calibration audits hundreds of trained subjects, and keeps the table
+    loud = [statuses(seed) for seed in range(100, 120)]
+    assert sum("fail" in found.values() for found in loud) <= 1, loud
     by_code: dict[str, int] = {}
     for found in loud:
         for code in found:
             by_code[code] = by_code.get(code, 0) + 1
-    # 5 % of 60 is 3; 8 lies beyond the 99 % point of a binomial of that rate
-    assert all(count <= 8 for count in by_code.values()), by_code
+    # 5 % of 20 is 1; 5 is the 99.9 % point of a binomial of that rate
+    assert all(count <= 5 for count in by_code.values()), by_code
 
 
 def test_two_runs_with_one_seed_give_one_record() -> None:

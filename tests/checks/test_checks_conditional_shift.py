@@ -157,8 +157,8 @@ def test_two_samples_of_one_distribution_are_not_accused(check, clustered):
 @pytest.mark.parametrize("clustered", [False, True])
 @pytest.mark.parametrize("check", [class_conditional_shift, prediction_drift], ids=["TLA503", "TLA505"])
 def test_the_level_is_kept_where_nothing_moved(check, clustered):
-    # 300 runs at 5 %: 24 is the 99 % point of the binomial
-    assert accused(check, 300, clustered) <= 24
+    # 100 runs at 5 %: 11 is the 99.5 % point of the binomial; benchmarks/calibration has the tests behind it at length
+    assert accused(check, 100, clustered) <= 11
 
 
 # -- TLA505 -------------------------------------------------------------------------------------------------------------
@@ -325,8 +325,8 @@ def test_activations_of_one_distribution_are_not_accused(clustered):
 @pytest.mark.slow
 @pytest.mark.parametrize("clustered", [False, True])
 def test_batchnorm_shift_keeps_its_level(clustered):
-    # 300 runs at 5 %: 24 is the 99 % point of the binomial
-    assert statuses(300, clustered).count("warn") <= 24
+    # 100 runs at 5 %: 11 is the 99.5 % point of the binomial; benchmarks/calibration has the interval behind it at length
+    assert statuses(100, clustered).count("warn") <= 11
 
 
 def test_the_three_ask_for_what_they_need():

@@ -280,12 +280,12 @@ def test_few_maps_on_one_side_give_no_number():
 def test_explanation_shift_keeps_its_level():
     model = linear([3.0, 2.0, 1.0, 1.0, 1.0, 0.5])
     p = []
-    for k in range(200):
+    for k in range(100):
         evidence = tabular({"adapted": model}, methods=("integrated_gradients",), n=60, source=table(60, seed=1000 + k))
         evidence.domains["target"] = column_inputs(table(60, seed=5000 + k), table(10))
         p.append(measure(explanation_shift, evidence).select("explanation_c2st_auc", method="integrated_gradients").p_value)
-    # 99 % band of 200 draws at 0.05
-    assert np.mean(np.array(p) < 0.05) <= 0.095
+    # 99.5 % point of 100 draws at 0.05
+    assert np.sum(np.array(p) < 0.05) <= 11
 
 
 def pictures_with_patch(n: int, seed: int = 5) -> torch.Tensor:

@@ -165,8 +165,8 @@ def test_features_that_know_as_much_are_not_accused(clustered):
 @pytest.mark.slow
 @pytest.mark.parametrize("clustered", [False, True])
 def test_forgetting_keeps_its_level_where_nothing_was_lost(clustered):
-    # 300 runs at 5 %: 24 is the 99 % point of the binomial
-    assert len(alarms(300, clustered)) <= 24
+    # 100 runs at 5 %: 11 is the 99.5 % point of the binomial; benchmarks/calibration has the probe and its interval at length
+    assert len(alarms(100, clustered)) <= 11
 
 
 # -- TLA407 -------------------------------------------------------------------------------------------------------------
@@ -277,5 +277,5 @@ def test_three_percent_of_flips_are_not_accused(clustered):
 @pytest.mark.slow
 @pytest.mark.parametrize("clustered", [False, True])
 def test_churn_keeps_its_level_below_the_limit(clustered):
-    # 400 runs at 5 %: 31 is the 99 % point of the binomial
-    assert false_warnings(400, clustered) <= 31
+    # 120 runs at 5 %: 13 is the 99.5 % point of the binomial; benchmarks/calibration has the paired difference at length
+    assert false_warnings(120, clustered) <= 13

@@ -275,7 +275,7 @@ def test_an_advantage_undone_by_the_adaptation_is_no_harm(rng):
     assert finding.status == "pass", finding.reason
 
 
-@pytest.mark.parametrize("runs", [pytest.param(50, id="50 runs"), pytest.param(300, id="300 runs", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("runs", [pytest.param(50, id="50 runs"), pytest.param(150, id="150 runs", marks=pytest.mark.slow)])
 def test_the_interval_of_a_shortfall_covers_the_smaller_of_two(runs):
     hits = 0
     for run in range(runs):
@@ -404,7 +404,7 @@ def test_clustered_data_without_a_gap_alarm_nobody(rng):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["rows", "clusters", "many groups"])
 def test_false_alarms_of_equal_groups_stay_at_their_rate(kind):
-    runs = 60 if kind == "many groups" else 300
+    runs = 40 if kind == "many groups" else 100  # benchmarks/calibration has the gaps at length
     counts: dict[str, int] = {}
     for run in range(runs):
         rng = np.random.default_rng([604, run])
@@ -423,7 +423,7 @@ def test_false_alarms_of_equal_groups_stay_at_their_rate(kind):
 @pytest.mark.slow
 def test_the_p_of_the_spread_and_of_the_introduced_gap_keep_their_level():
     low = {"spread": 0, "introduced": 0, "spread of clusters": 0}
-    for run in range(400):
+    for run in range(150):
         rng = np.random.default_rng([603, run])
         evidence = everything(rng, rng.choice(["a", "b", "c"], 300), classes=2)
         low["spread"] += (
@@ -433,8 +433,8 @@ def test_the_p_of_the_spread_and_of_the_introduced_gap_keep_their_level():
         low["introduced"] += found.select("gap_introduced", site="a").p_value < 0.05
         by_patient = measure(group_gaps.largest_difference, clustered(rng), "adapted")
         low["spread of clusters"] += by_patient.select("max_min_accuracy", attribute="site").p_value < 0.05
-    # the 99.9 % band of 400 runs at 0.05
-    assert all(7 <= count <= 35 for count in low.values()), low
+    # the 99.9 % band of 150 runs at 0.05; benchmarks/calibration has both at length
+    assert all(1 <= count <= 17 for count in low.values()), low
 
 
 @pytest.mark.parametrize("check", group_gaps.GROUP_GAPS, ids=lambda check: check.code)

@@ -87,7 +87,7 @@ def test_without_an_effect_hardly_any_run_warns() -> None:
 @pytest.mark.slow
 def test_without_an_effect_no_more_runs_warn_than_the_level_says_and_intervals_cover_chance() -> None:
     loud = missed = beyond = 0
-    for s in range(400):
+    for s in range(120):
         found = measured(evidence(120, 60, seed=s), seed=s)
         loud += status(found) in ("warn", "fail")
         for score in ("loss", "loss beyond a probe"):
@@ -96,10 +96,10 @@ def test_without_an_effect_no_more_runs_warn_than_the_level_says_and_intervals_c
                 missed += not low <= 0.5 <= high
             else:
                 beyond += not low <= 0.5 <= high
-    assert loud <= 8
-    # 99 % band of 5 % over 400 runs
-    assert missed <= 32
-    assert beyond <= 32
+    assert loud <= 3
+    # 120 runs at 5 %: 13 is the 99.5 % point of the binomial; benchmarks/calibration has the intervals at length
+    assert missed <= 13
+    assert beyond <= 13
 
 
 def test_a_low_loss_that_only_shows_easy_rows_is_taken_away_by_the_probe() -> None:
