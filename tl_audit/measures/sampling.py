@@ -164,7 +164,7 @@ def split_by_cluster(cluster: ArrayLike | None, n: int, seed: int, share: float 
 
 def _whole_numbers(values: ObjectArray) -> IntArray:
     """Place of each whole number among the distinct ones: by a table where they lie close together, else by a sort."""
-    if values.size and 0 <= int(values.min()) and int(values.max()) < 4 * values.size + 1000:
+    if values.size and int(values.min()) >= 0 and int(values.max()) < 4 * values.size + 1000:
         numbers = values.astype(np.int64)
         occurs = np.zeros(int(numbers.max()) + 1, dtype=np.bool_)
         occurs[numbers] = True
