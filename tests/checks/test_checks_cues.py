@@ -93,13 +93,13 @@ def test_a_cue_that_the_control_follows_as_well_is_not_called_inherited(tmp_path
 
 
 def test_a_model_that_does_not_look_there_is_left_alone(tmp_path: Path) -> None:
-    subject = Subject(adapted=model(corner=False), controls={"head": model(corner=False)}, target=target(), cues=(MARK,))
+    subject = Subject(adapted=model(corner=False), controls={"scratch": model(corner=False)}, target=target(), cues=(MARK,))
     found = probe(tmp_path, subject)
     assert found.select("trigger_flip_rate", cue="mark").value == 0
     share = found.select("trigger_target_share", cue="mark")
     assert share.value is None
     assert share.reason == "the cue changes no answer"
-    assert found.params["control"] == "control:head"
+    assert found.params["control"] == "control:scratch"
 
 
 def test_an_identity_cue_changes_nothing(tmp_path: Path) -> None:
@@ -113,14 +113,22 @@ def test_without_a_control_inheritance_is_null_with_a_reason(tmp_path: Path) -> 
     found = probe(tmp_path, Subject(adapted=model(corner=True), target=target(), cues=(MARK,)))
     excess = found.select("trigger_excess", cue="mark")
     assert excess.value is None
-    assert "no control model" in str(excess.reason)
+    assert "no control trained without the base" in str(excess.reason)
     assert found.select("trigger_over_placebo", cue="mark").value == pytest.approx(0.5, abs=0.05)
 
 
 def test_a_control_that_is_the_adapted_model_says_nothing(tmp_path: Path) -> None:
     both = model(corner=True)
-    found = probe(tmp_path, Subject(adapted=both, controls={"head": both}, same_as_adapted=("head",), target=target(), cues=(MARK,)))
+    found = probe(tmp_path, Subject(adapted=both, controls={"scratch": both}, same_as_adapted=("scratch",), target=target(), cues=(MARK,)))
     assert "adapted model itself" in str(found.select("trigger_excess", cue="mark").reason)
+
+
+def test_a_head_only_control_has_the_cues_of_the_base_and_is_not_compared_with(tmp_path: Path) -> None:
+    found = probe(tmp_path, Subject(adapted=model(corner=True), controls={"head": model(corner=True)}, target=target(), cues=(MARK,)))
+    excess = found.select("trigger_excess", cue="mark")
+    assert excess.value is None
+    assert "has the base's features itself" in str(excess.reason)
+    assert "base" not in found.summary
 
 
 def test_no_cues_no_check(tmp_path: Path) -> None:

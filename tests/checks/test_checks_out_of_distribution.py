@@ -210,7 +210,7 @@ def test_without_a_named_set_noise_is_made_and_a_source_of_other_classes_serves_
     kin = checked(tmp_path / "kin", adapted=model(), target=blobs(200, 0), source=blobs(200, 4))
     assert {m.slice["set"] for m in kin.metrics} == {"uniform noise"}
     assert kin.params["reference"] == "source"
-    assert any("easier to notice" in c for c in kin.caveats)
+    assert any("made up here" in c for c in kin.caveats)
 
 
 def test_without_training_data_distances_go_to_half_of_the_target(tmp_path):

@@ -24,7 +24,7 @@ WORDS = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
     "f1_macro": "F1",
-    "auroc": "area under the ROC curve",
+    "auroc": "ROC area",
     "average_precision": "average precision",
 }
 

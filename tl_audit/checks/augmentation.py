@@ -99,7 +99,8 @@ def augmentation_invariance(subject: Subject, evidence: Evidence, context: Conte
         drop = replace(intervals.paired_rate_difference(right, after[mask] == truth[mask], cluster=cluster, seed=seed), null=0.0)
         metrics.append(metric("invariance_rate", stays, rules=rules, better="higher", slice=where))
         metrics.append(metric("augmented_accuracy_drop", drop, rules=rules, better="lower", slice=where, family="augmented_accuracy_drop"))
-        dots.append(Dot(label=step.label, value=stays.value, interval=stays.interval(rules.confidence), n=stays.n))
+        alone = [one.name for one in steps].count(step.name) == 1  # then the name will do: a figure has little room
+        dots.append(Dot(label=step.name if alone else step.label, value=stays.value, interval=stays.interval(rules.confidence), n=stays.n))
         said.append(
             f"{percent(stays.value)} of the answers stay under {step.label}, accuracy {signed(None if drop.value is None else -drop.value)}"
         )

@@ -151,17 +151,14 @@ def bias_transfer_probe(subject: Subject, evidence: Evidence, context: Context) 
 
 
 def _control(subject: Subject) -> tuple[str, Model | None]:
-    """The control to compare with (scratch, else head), or the reason why there is none."""
-    designed = []
-    for name in ("scratch", "head"):
-        model = subject.controls.get(name)
-        if model is not None and name in subject.same_as_adapted:
-            designed.append(name)
-        elif model is not None:
-            return f"control:{name}", model
-    if designed:
-        return f"the {designed[0]} control is the adapted model itself: it cannot tell what was inherited", None
-    return "no control model (scratch or head): whether the cue was inherited cannot be told", None
+    """The control that never saw the base, or the reason why there is none. A head-only control has the base's features, and so its cues."""
+    model = subject.controls.get("scratch")
+    if model is not None and "scratch" in subject.same_as_adapted:
+        return "the scratch control is the adapted model itself: it cannot tell what was inherited", None
+    if model is not None:
+        return "control:scratch", model
+    rest = " (the head-only control has the base's features itself)" if "head" in subject.controls else ""
+    return f"no control trained without the base (scratch){rest}: whether the cue was inherited cannot be told", None
 
 
 def _probe(

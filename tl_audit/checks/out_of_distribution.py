@@ -34,8 +34,8 @@ CONTROL = "control:head"
 NOISE = "uniform noise"
 SCORES = ("max-probability", "energy", "nearness")
 EASY = (
-    "Uniform noise is made up here and easier to notice than anything that a person would send by mistake: "
-    "give the model a named outside set ([ood]) of what it may meet."
+    "Uniform noise is made up here and unlike anything that a person would send by mistake: a model that notices it may still miss those. "
+    "Give the audit a named outside set ([ood]) of what it may meet."
 )
 
 Floats = NDArray[np.float64]

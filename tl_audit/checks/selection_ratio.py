@@ -92,10 +92,8 @@ def selection_rate_ratio(subject: Subject, evidence: Evidence, context: Context)
                 left = [f"{one.category} (n = {one.n}, rate {percent(one.rate.value)})" for one in found.categories if one.left_out]
                 if left:
                     hidden = [one for one in found.categories if one.left_out and one.n < rules.suppress_below]
-                    text = counted(len(left), "category") if hidden else ", ".join(left)
-                    caveats.append(
-                        f"{where}: below {LEAST_SHARE:.0%} of the rows and not compared: {text.replace('categorys', 'categories')}."
-                    )
+                    text = _categories(len(left)) if hidden else ", ".join(left)
+                    caveats.append(f"{where}: below {LEAST_SHARE:.0%} of the rows and not compared: {text}.")
             exhibits.append(_table(found, basis, where, rules))
     return Measurement(
         summary="; ".join(said) + "." if said else "No two categories can be compared.",
@@ -176,6 +174,10 @@ def _figure(found: ImpactRatios, where: str, rules: Rules) -> list[Intervals]:
     ]
 
 
+def _categories(n: int) -> str:
+    return f"{n} categor{'y' if n == 1 else 'ies'}"
+
+
 def _table(found: ImpactRatios, basis: str, where: str, rules: Rules) -> Table:
     _, hit, name = BASES[basis]
 
@@ -194,7 +196,7 @@ def _table(found: ImpactRatios, basis: str, where: str, rules: Rules) -> Table:
         id=slug(f"{basis}-{where}"),
         title=f"{name.capitalize()}s and their ratios by {where}",
         how_to_read=f"Each category's {name} divided by that of the reference. Standard deviations: the difference of the two rates in units of its standard error.",
-        alt=f"{name.capitalize()}s of {counted(len(found.categories), 'row')} by {where}.",
+        alt=f"{name.capitalize()}s of {_categories(len(found.categories))} by {where}.",
         caption=f"n = {found.known} rows with a category.{median} p-values not corrected for the number of categories.",
         columns=(
             Column(name="category"),
