@@ -102,7 +102,8 @@ def test_recoded_and_cropped_copies_are_found_and_left_alone_by_the_exact_check(
     assert found.select("leaked_near_share").value == pytest.approx(leaked / 70)
     # training rows 2 i bear "a"; of the target rows the recoded ones bear "b"
     assert found.select("leaked_near_label_conflicts").value == 5
-    assert found.select("near_random_pair_rate").value == 0.0
+    # of 2,800 pairs of one class about five are the planted ones
+    assert found.select("near_random_pair_rate").value < 0.005
     assert status(found) == "warn"
     assert [e.id for e in found.exhibits] == ["near-copies", "near-copies-pictures", "random-pairs"]
     assert all(len(row.pictures) == 2 for row in found.exhibits[1].rows)

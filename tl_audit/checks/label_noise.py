@@ -246,8 +246,8 @@ def _listed(one: _Looked, evidence: Evidence) -> Table:
 
 
 def _pictures(one: _Looked, subject: Subject, evidence: Evidence) -> ImageGrid | None:
-    domain = subject.domain(one.role)
-    if evidence.samples == "off" or domain is None:
+    domain = None if evidence.samples == "off" else subject.domain(one.role)
+    if domain is None:
         return None
     redacted = evidence.samples == "redacted"
     modality, spec = domain.samples.modality, subject.adapted.preprocessing

@@ -315,7 +315,7 @@ def _by_chance(
         title=f"Of {total} random pairs {of}, {counts[whole]} would be taken for near copies",
         how_to_read="One row per condition: how often a target sample and a sample of the other data, drawn at random, meet it.",
         alt=f"{counts[whole]} of {total} random pairs meet all conditions.",
-        caption=f"{total} random pairs {of}, exact copies left out, seed {seed}.",
+        caption=f"{total} random pairs {of}, exact copies left out, the pairs found among them; seed {seed}.",
         columns=(Column(name="condition"), Column(name="pairs", format="count"), Column(name="share of random pairs", format="share")),
         rows=tuple((name, found, found / total if total else None) for name, found in counts.items()),
     )
