@@ -32,6 +32,7 @@ _WHERE = {
     "audit": "tl_audit.auditing",
     "explain": "tl_audit.attribution",
     "explain_all": "tl_audit.attribution",
+    "learning_curve": "tl_audit.finetune",
     "rank_bases": "tl_audit.ranking",
 }
 
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from tl_audit.finetune import Stage as Stage
     from tl_audit.finetune import Teacher as Teacher
     from tl_audit.finetune import adapt as adapt
+    from tl_audit.finetune import learning_curve as learning_curve
     from tl_audit.modality.base import Cue as Cue
     from tl_audit.models import Model as Model
     from tl_audit.ranking import Ranking as Ranking

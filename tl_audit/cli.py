@@ -363,12 +363,22 @@ def adapt(
     device: Device = None,
     offline: Annotated[bool, typer.Option("--offline", help="Fetch nothing, not even what the plan names.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh/--resume", help="Train finished stages again.")] = False,
+    curve: Annotated[
+        bool,
+        typer.Option("--learning-curve", help="Instead: train on growing parts of the data, and show what each number of samples gives."),
+    ] = False,
+    sizes: Annotated[str | None, typer.Option("--sizes", help="Of --learning-curve: numbers of training samples, as 50,100,200.")] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Of --learning-curve: how often each part is drawn and trained on.")] = 3,
 ) -> int:
     """Fine-tune; writes weights (safetensors) and the adaptation record."""
     from tl_audit.finetune import Plan
     from tl_audit.finetune import adapt as fine_tune
 
     read = Plan.from_toml(plan)
+    if sizes is not None and not curve:
+        raise ConfigError("--sizes belongs to --learning-curve")
+    if curve:
+        return _learning_curve(read, plan, out_dir, sizes, seeds, device or "auto", offline)
     target = out_dir if out_dir is not None else Path("runs") / (plan.stem if plan.stem != "plan" else plan.resolve().parent.name)
     adaptation = fine_tune(read, out=target, device=device or "auto", offline=offline, resume=not fresh)
     record = adaptation.record
@@ -381,6 +391,25 @@ def adapt(
         score = "".join(f", validation {words} {last[key]:{form}}" for key, words, form in named if key in last)
         out(f"stage   {shown(stage.name)}: best epoch {stage.best_epoch} of {len(stage.history)}{score}")
     out(f"next    {NAME} init --run {shown(target)}")
+    return 0
+
+
+def _learning_curve(plan: Any, path: Path, out_dir: Path | None, sizes: str | None, seeds: int, device: str, offline: bool) -> int:
+    from tl_audit.finetune import learning_curve
+
+    try:
+        numbers = None if sizes is None else [int(part) for part in sizes.split(",") if part.strip()]
+    except ValueError:
+        raise ConfigError(f"--sizes {sizes!r}: expected whole numbers with commas between, as 50,100,200") from None
+    folder = out_dir if out_dir is not None else Path("runs") / f"{path.stem if path.stem != 'plan' else path.resolve().parent.name}-curve"
+    found = learning_curve(
+        plan, sizes=numbers, seeds=seeds, device=device, offline=offline, progress="none", said=lambda line: print(line, file=sys.stderr)
+    )
+    for line in found.lines():
+        out(shown(line))
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("learning_curve.json", "learning_curve.csv"):
+        out(f"written {shown(found.save(folder / name))}")
     return 0
 
 
@@ -600,7 +629,9 @@ def checks(code: Annotated[str | None, typer.Argument(metavar="[CODE]", help="Ex
         _wrapped("runs", f"only where the policy asks for it (add_checks): profiles {', '.join(asking)}")
     for profile in asking:
         for limit in load_policy(profile).limits_of(wanted.code):
-            bounds = ", ".join(f"{level} {b.kind} {b.value:g}" for level, b in (("warn", limit.warn), ("fail", limit.fail)) if b is not None)
+            bounds = ", ".join(
+                f"{level} {b.kind} {b.value:g}" for level, b in (("warn", limit.warn), ("fail", limit.fail)) if b is not None
+            )
             of = f"{profile}: " if wanted.optional else ""
             _wrapped("limit", f"{of}{limit.metric}: {bounds} ({limit.origin}). {limit.rationale or ''}")
     return 0

@@ -311,3 +311,11 @@ def test_german_credit_is_read(shared_data: Path) -> None:
     opened = open_data(shared_data / "german" / "german.csv")
     assert len(opened.samples) == 1000
     assert not opened.samples.row_errors  # type: ignore[attr-defined]
+
+
+def test_an_encoding_of_a_subset_is_that_of_its_rows():
+    frame = pd.DataFrame({"a": [1.0, 2.0, 30.0, 40.0, 50.0], "b": ["x", "x", "y", "y", "z"]})
+    domain = Domain("t", frame, kind="tabular")
+    part = domain.subset([3, 1, 0])
+    assert fit_encoding(part.subset([0, 2])) == fit_encoding(domain, rows=np.array([3, 0]))
+    assert fit_encoding(part, rows=np.array([1])) == fit_encoding(domain, rows=np.array([1]))

@@ -1,6 +1,7 @@
 """Fine-tuning: a Plan in stages, controls beside it, a run directory and an adaptation record behind it."""
 
 from tl_audit.finetune.adapting import Adaptation, adapt
+from tl_audit.finetune.curve import CurvePoint, LearningCurve, learning_curve
 from tl_audit.finetune.load import LoadedRun, load_run
 from tl_audit.finetune.plan import (
     Alignment,
@@ -22,9 +23,11 @@ __all__ = [
     "Alignment",
     "Augment",
     "Classification",
+    "CurvePoint",
     "DataPlan",
     "GroupColumn",
     "Importance",
+    "LearningCurve",
     "LoadedRun",
     "Plan",
     "Provenance",
@@ -33,5 +36,6 @@ __all__ = [
     "Teacher",
     "Training",
     "adapt",
+    "learning_curve",
     "load_run",
 ]

@@ -276,6 +276,8 @@ def fit_encoding(
     DataError : no rows, a column that is not there, more than 1000 categories in one column
     """
     samples = getattr(data, "samples", data)
+    while (whole := getattr(samples, "whole", None)) is not None:  # a subset of a domain: the rows of the table behind it
+        rows, samples = samples.rows if rows is None else samples.rows[np.asarray(rows, dtype=np.int64)], whole
     if not isinstance(samples, TableSamples):
         if not hasattr(data, "iloc"):
             raise DataError(f"an encoding is fitted on a table, not on {type(data).__name__}")
