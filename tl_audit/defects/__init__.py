@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     DEFECTS: tuple[Defect, ...]
 
-TOPICS = ("shortcuts", "groups", "shift", "weights", "data", "training", "explanations")
+TOPICS = ("clean", "shortcuts", "groups", "shift", "weights", "data", "training", "explanations")
 """Topic files; each holds a tuple of rows under its own name in capitals."""
 
 __all__ = ["DEFECTS", "TOPICS"]

@@ -71,12 +71,18 @@ class Fires:
 
 @dataclass(frozen=True)
 class Quiet:
-    """An expectation of a check that must not accuse; with ``metric``, of that metric's limits alone (of this slice)."""
+    """An expectation of a check that must not accuse; with ``metric``, of that metric's limits alone (of this slice).
+
+    Attributes
+    ----------
+    spared : beginnings of slice values that are not held against the check, where the row says why
+    """
 
     code: str
     metric: str | None = None
     slice: Mapping[str, str] = field(default_factory=dict, hash=False)
     kinds: tuple[Kind, ...] = ()
+    spared: tuple[str, ...] = ()
 
     def judge(self, finding: Finding) -> tuple[Mark, str]:
         """What became of it, and why."""
@@ -86,7 +92,11 @@ class Quiet:
             if finding.status in ACCUSING:
                 return "wrong", f"{finding.status}: {finding.reason}"
             return ("undecided" if finding.status == "inconclusive" else "quiet"), finding.reason
-        known = list(matching(finding, self.metric, self.slice, None))
+        known = [
+            limit
+            for limit in matching(finding, self.metric, self.slice, None)
+            if not self.spared or not any(value.startswith(self.spared) for value in limit.slice.values())
+        ]
         broken = [limit for limit in known if limit.outcome == "broken"]
         if broken:
             return "wrong", f"a limit on {_named(self.metric, self.slice)} is broken ({broken[0].note or finding.reason})"

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 UNSOUND: dict[Kind, tuple[str, ...]] = {"image": ("edge_map", "random_map"), "tabular": ("random_map",)}
 SOUND = "kernel_shap"
-SAMPLES: dict[Kind, int] = {"image": 48, "tabular": 80}
+SAMPLES: dict[Kind, int] = {"image": 48, "tabular": 40}
+BUDGET: dict[Kind, int] = {"image": 128, "tabular": 64}
 NEVER_PASS: tuple[Status, ...] = ("fail", "warn", "inconclusive")
 BLANK = 40
 """Samples that are explained where every map is blank."""
@@ -64,7 +65,7 @@ def unrelated_beside_a_sound_method(kind: Kind, seed: int) -> Planted:
     """Edges of the picture and noise are offered as explanations, beside kernel SHAP, which is one (rows of a table have no edges: noise alone)."""
     unsound = UNSOUND[kind]
     return Planted(
-        world(kind, seed).subject(), methods=(SOUND, *unsound), attribution_samples=SAMPLES[kind], budget=128 if kind == "image" else None,
+        world(kind, seed).subject(), methods=(SOUND, *unsound), attribution_samples=SAMPLES[kind], budget=BUDGET[kind],
         assertions=(
             held("TLA703", "randomisation_effect", SOUND, "fail", "met"), held("TLA702", "faithfulness_gain", SOUND, "fail", "met"),
             held("TLA702", "faithfulness_gain", "random_map", "warn", "broken", "undecided"), stamped(SOUND, "passed"),
@@ -131,6 +132,8 @@ def functional_under_modules(kind: Kind, seed: int) -> Planted:
     return replace(
         functional_under_operations(kind, seed),
         methods=("deep_lift", SOUND),
+        attribution_samples=SAMPLES[kind],
+        budget=BUDGET[kind],
         assertions=(
             held("TLA701", "completeness_bad_share", "deep_lift", "fail", "broken"), held("TLA701", "completeness_bad_share", SOUND, "fail", "met"),
             held("TLA703", "randomisation_effect", SOUND, "fail", "met"), held("TLA703", "randomised_similarity", SOUND, "warn", "met", "undecided"),

@@ -14,10 +14,7 @@ METHODS = ("integrated_gradients", "kernel_shap")
 
 MARKED: dict[Kind, Ingredients] = {
     "image": Ingredients(train=Recipe(marked=(("flat", 1.0),)), target=Recipe(marked=(("steep", 0.6), ("round", 0.6)))),
-    # the base must know both devices, or the adaptation could not read "q" at all
-    "tabular": Ingredients(
-        source=Recipe(marked=(("no", 0.3), ("yes", 0.3))), train=Recipe(marked=(("yes", 1.0),)), target=Recipe(marked=(("no", 0.6),))
-    ),
+    "tabular": Ingredients(train=Recipe(marked=(("yes", 1.0),)), target=Recipe(marked=(("no", 0.6),))),
 }
 
 

@@ -65,7 +65,8 @@ class Recipe:
     ----------
     mix : share of each class, in the order of the world's classes (an extra class last); None: all equal
     contrast : factor on what stands out from the ground (pictures), on the spread of columns ``c`` and ``d`` (table); the label rule stays
-    marked : share of samples with a mark (a bright corner; ``device`` = "q") by class; absent classes: none
+    marked : share of samples with a mark (a bright corner; ``device`` = "q") by class; classes not named: none. None: no picture has one,
+        and three rows in ten, whatever their class
     south : share of site south
     harder : in site south the task is another one that is harder: dark strokes of little contrast; column ``b`` acts the other way
     noise : share of labels drawn anew at random, all classes equally likely
@@ -75,7 +76,7 @@ class Recipe:
 
     mix: tuple[float, ...] | None = None
     contrast: float = 1.0
-    marked: tuple[tuple[str, float], ...] = ()
+    marked: tuple[tuple[str, float], ...] | None = None
     south: float = 0.5
     harder: bool = False
     noise: float = 0.0
@@ -227,8 +228,9 @@ def _finish(
 
 
 def _marks(rng: np.random.Generator, codes: NDArray[np.int64], names: tuple[str, ...], recipe: Recipe) -> NDArray[np.bool_]:
-    shares = dict(recipe.marked)
-    return rng.random(len(codes)) < np.array([shares.get(name, 0.0) for name in names])[codes]
+    shares = dict(recipe.marked or ())
+    otherwise = 0.3 if recipe.marked is None and names == CLASSES["tabular"] else 0.0
+    return rng.random(len(codes)) < np.array([shares.get(name, otherwise) for name in names])[codes]
 
 
 def _pictures(rng: np.random.Generator, n: int, recipe: Recipe) -> Reading:
@@ -280,7 +282,8 @@ def _rows(rng: np.random.Generator, n: int, recipe: Recipe) -> Reading:
     keep = rng.permutation(keep)
     codes, south = codes[keep], south[keep]
     marked = _marks(rng, codes, names, recipe)
-    device = np.where(marked | (south & recipe.harder), "q", "p")
+    marked = south if recipe.harder else marked  # a site with a task of its own has a device of its own
+    device = np.where(marked, "q", "p")
     columns = {name: values[keep].round(4) for name, values in x.items()}
     frame = pd.DataFrame({**columns, "channel": np.array(["x", "y", "z"], dtype=object)[channel[keep]], "device": device.astype(object)})
     return _finish(rng, frame, codes, names, recipe, np.where(south, "south", "north").astype(object), marked, None)
