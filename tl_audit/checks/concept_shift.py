@@ -96,7 +96,7 @@ def concept_shift(subject: Subject, evidence: Evidence, context: Context) -> Mea
             f"Left out, fewer than {concept.LEAST_PER_CLASS} samples in one domain: {', '.join(left[:20])}{' and more' if len(left) > 20 else ''}."
         )
     caveats.append(
-        "Another level of a class in one domain counts as its class mix (TLA502), not as another meaning: labels given more freely everywhere alike are not seen here."
+        "A label that one domain gives more freely for all inputs alike cannot be told from another class mix (TLA502) and counts as that."
     )
     caveats.append(
         "A change of meaning that a linear reading of the features cannot follow stays unseen. TLA509 says whether it costs performance."

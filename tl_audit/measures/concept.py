@@ -110,7 +110,7 @@ def concept_shift(
     share = Estimate(float(inside.mean()), int(inside.size), clusters=clusters)
     base = Estimate(None, int(inside.sum()), null=0.0, clusters=clusters)
     if share.value is not None and share.value < LEAST_OVERLAP:
-        why = f"cannot separate concept from covariate shift: only {share.value:.0%} of the samples could come from either domain"
+        why = f"cannot separate concept from covariate shift: only {100 * share.value:.0f} % of the samples could come from either domain"
         return ConceptShift(replace(base, reason=why), share, kept, base.n, ())
     z, wide, chance = z[inside], wide[inside], chance[inside]
     y, second, codes, fold = y[inside], second[inside], codes[inside], fold[inside]
