@@ -14,7 +14,7 @@ from typing import Any
 
 import tl_audit as ta
 from benchmarks.calibration import clean
-from benchmarks.calibration.table import HERE, versions
+from benchmarks.calibration.table import DOCS, HERE, versions, within
 
 WORK = HERE.parents[1] / "runs" / "calibration"
 RESULTS = HERE / "audits.json"
@@ -122,6 +122,7 @@ def save(kinds: Iterable[str] = clean.KINDS, work: Path = WORK) -> None:
             stored["kinds"][kind] = {"made": datetime.now(UTC).date().isoformat(), "versions": versions(), **summary(audits)}
     RESULTS.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     PAGE.write_text(page_of(stored), encoding="utf-8")
+    DOCS.write_text(within(DOCS.read_text(encoding="utf-8"), "audits", shown(stored)), encoding="utf-8")
 
 
 def page_of(stored: dict[str, Any]) -> str:
@@ -129,7 +130,11 @@ def page_of(stored: dict[str, Any]) -> str:
         "# Audits of clean subjects\n\nWritten by `python -m benchmarks calibration --audits`; how to read it: "
         "[docs/calibration.md](../../docs/calibration.md).\n"
     )
-    return head + "".join(f"\n## {kind}\n\n{markdown(one)}\n" for kind, one in stored["kinds"].items())
+    return f"{head}\n{shown(stored)}\n"
+
+
+def shown(stored: dict[str, Any]) -> str:
+    return "\n\n".join(f"### {kind}\n\n{markdown(one)}" for kind, one in stored["kinds"].items())
 
 
 def markdown(one: dict[str, Any]) -> str:

@@ -38,7 +38,7 @@ def _gaps(groups: int, clusters: int, size: int, gap: float, crossing: bool = Fa
         Row("some group beyond the limit", test="careful", rule=f"any Holm-adjusted [P5] of |gap| <= {LIMIT} at most 0.05"),
         Row("first gap", interval="careful"),
     )
-    return Simulation(f"group gaps, {design}", "fairness.binary_gaps", design, clusters * size, draw, rows, quick=100)
+    return Simulation(f"group gaps, n {clusters * size}, {design}", "fairness.binary_gaps", design, clusters * size, draw, rows, quick=100)
 
 
 def _largest(groups: int, clusters: int, size: int, crossing: bool = False) -> Simulation:
@@ -75,7 +75,7 @@ def _changes(clusters: int, size: int, churn: float, crossing: bool = False) -> 
     unit = "iid" if size == 1 else f"clusters {clusters} × {size}{', each in both groups' if crossing else ''}"
     design = f"{unit}, one group of a fifth{f', churn × {churn:g}' if size == 1 else ''}"
     return Simulation(
-        f"gap_changes, {design}", "fairness.gap_changes", design, clusters * size, draw, (Row(test="careful", interval="careful"),), runs=1000, quick=60
+        f"gap_changes, n {clusters * size}, {design}", "fairness.gap_changes", design, clusters * size, draw, (Row(test="careful", interval="careful"),), runs=1000, quick=60
     )  # fmt: skip
 
 

@@ -185,7 +185,7 @@ def _of_bootstrap(clusters: int, size: int) -> Simulation:
             a = x[rows] - x[rows].mean()
             return float((a @ y[rows]) / (a @ a))
 
-        return (covered(intervals.cluster_bootstrap(slope, x.size, cluster=cluster, resamples=200, seed=run), 0.5),)
+        return (covered(intervals.cluster_bootstrap(slope, x.size, cluster=cluster, resamples=600, seed=run), 0.5),)
 
     design = f"iid, slope of {clusters} rows" if size == 1 else f"clusters {clusters} × {size}, slope"
     return Simulation(

@@ -16,6 +16,7 @@ from benchmarks.calibration.simulation import Promise, Result, band
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
 PAGE = HERE / "results.md"
+DOCS = HERE.parents[1] / "docs" / "calibration.md"
 PACKAGES = ("tl-audit", "numpy", "scipy", "scikit-learn")
 HEAD = ("what", "measure", "design", "n", "runs", "rejects", "band", "covers", "band", "mean width", "verdict")
 
@@ -48,15 +49,32 @@ def save(results: list[Result], json_path: Path = RESULTS, page: Path = PAGE) ->
         f'{{"made": {json.dumps(head["made"])},\n"versions": {json.dumps(head["versions"])},\n"rows": [\n{rows}\n]}}\n', encoding="utf-8"
     )
     page.write_text(page_of(head, results), encoding="utf-8")
+    if page == PAGE:
+        DOCS.write_text(within(DOCS.read_text(encoding="utf-8"), "results", shown(head, results)), encoding="utf-8")
+
+
+def within(page: str, name: str, text: str) -> str:
+    """The page with ``text`` between its two comments of this name."""
+    first, last = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, _, rest = page.partition(first)
+    _, found, after = rest.partition(last)
+    if not found:
+        raise SystemExit(f"docs/calibration.md has no {first} ... {last}")
+    return f"{before}{first}\n{text}\n{last}{after}"
 
 
 def page_of(head: dict[str, Any], results: list[Result]) -> str:
-    made = ", ".join(f"{name} {number}" for name, number in head["versions"].items())
     return (
         "# Results of the calibration bench\n\n"
         "Written by `python -m benchmarks calibration`; how to read it: [docs/calibration.md](../../docs/calibration.md).\n\n"
-        f"{head['made']}; {made}.\n\n{summary(results)}\n\n{markdown(results)}\n"
+        f"{shown(head, results)}\n"
     )
+
+
+def shown(head: dict[str, Any], results: list[Result]) -> str:
+    """Date, versions, verdicts and the table."""
+    made = ", ".join(f"{name} {number}" for name, number in head["versions"].items())
+    return f"{head['made']}; {made}.\n\n{summary(results)}\n\n{markdown(results)}"
 
 
 def summary(results: list[Result]) -> str:
