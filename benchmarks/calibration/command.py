@@ -19,6 +19,7 @@ def main(arguments: Sequence[str] = ()) -> None:
     parser.add_argument("--only", action="append", default=[], help="rows whose name or measure holds this text; may be repeated")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--first", type=int, default=0, help="number of the first run: other numbers are fresh draws; not stored")
+    parser.add_argument("--missing", action="store_true", help="only rows that the stored table lacks, or holds with another promise")
     parser.add_argument(
         "--audits", action="store_true", help="audit whole clean subjects instead; those already in runs/calibration are kept"
     )
@@ -31,6 +32,9 @@ def main(arguments: Sequence[str] = ()) -> None:
     simulations = [s for s in SIMULATIONS if not chosen.only or any(text in s.name or text in s.of for text in chosen.only)]
     if not simulations:
         parser.error(f"no simulation holds {chosen.only[0]!r} in its name")
+    if chosen.missing:
+        known = {(one.simulation, one.part, one.test, one.interval, one.known, one.runs) for one in table.load()[1]}
+        simulations = [s for s in simulations if any((s.name, r.part, r.test, r.interval, r.known, s.runs) not in known for r in s.rows)]
     stored = chosen.runs is None and not chosen.first
     order = [s.name for s in SIMULATIONS]
     results: list[Result] = []
