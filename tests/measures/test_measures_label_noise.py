@@ -114,6 +114,17 @@ def test_the_order_of_rows_and_the_names_of_classes_change_no_suspect() -> None:
     assert twice.excess.p_value == noise_test(p, y, seed=3, draws=19).excess.p_value
 
 
+def test_of_very_many_rows_some_tell_what_chance_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    p, y, _ = drawn(3000, 3, 2.0, 6, flips=0.05)
+    whole = noise_test(p, y, draws=39)
+    monkeypatch.setattr("tl_audit.measures.label_noise.MOST_DRAWN", 3000)
+    some = noise_test(p, y, draws=39)
+    assert some.excess.details["rows_drawn"] == 1000
+    assert some.share.value == whole.share.value
+    assert some.share.null == pytest.approx(whole.share.null, abs=0.02)
+    assert (some.excess.p_value or 1) <= 0.05
+
+
 def test_without_rows_or_with_one_there_is_a_reason_or_a_number() -> None:
     none = noise_test(np.zeros((0, 2)), np.zeros(0, dtype=int))
     assert none.share.value is None

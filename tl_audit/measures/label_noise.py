@@ -18,6 +18,8 @@ from tl_audit.measures.sampling import cluster_codes, generator
 DRAWS = 199
 MOST_FITTED = 5000
 """Rows that calibrate the probabilities; more change no digit that is printed."""
+MOST_DRAWN = 2_000_000
+"""Probabilities (rows x classes) from which labels are drawn; of more rows some are taken."""
 ROWS_PER_CLASS = 20
 """Below this many rows per class the calibration has a temperature alone, no offset of each class."""
 _FLOOR = 1e-12
@@ -160,7 +162,12 @@ def noise_test(
     fitted = calibration(p, y, cluster=cluster, alpha=alpha, seed=seed)
     if share.value is None:
         return NoiseTest(found, share, Estimate(None, n, share.reason, null=0.0), fitted)
-    codes = cluster_codes(cluster, n)
+    codes, observed = cluster_codes(cluster, n), share.value
+    if p.size > MOST_DRAWN:
+        # what chance gives is as well known from some of so many rows
+        rows = np.sort(generator(seed, "label_noise rows").permutation(n)[: max(1, MOST_DRAWN // p.shape[1])])
+        p, codes = p[rows], codes[rows]
+        observed = float(suspects(p, y[rows]).flagged.mean())
     sums = np.cumsum(fitted.applied(p), axis=1)
     drawn = np.empty(draws)
     for number in range(draws):
@@ -168,12 +175,13 @@ def noise_test(
         made = np.minimum((sums < u[:, None]).sum(axis=1), p.shape[1] - 1)
         drawn[number] = suspects(p, made).flagged.mean()
     middle = float(drawn.mean())
-    p_value = (1 + int((drawn >= share.value).sum())) / (draws + 1)
+    p_value = (1 + int((drawn >= observed).sum())) / (draws + 1)
     high = float(np.quantile(drawn, 1 - alpha, method="higher"))
     ladder = tuple((level, low - middle, top - middle) for level, low, top in share.ladder)
+    details = share.details | {"null_high": high - middle, "draws": draws, "rows_drawn": p.shape[0]}
     excess = replace(
         share, value=share.value - middle, null=0.0, p_value=p_value, ladder=ladder, events=None, nonevents=None,
-        details=share.details | {"null_high": high - middle, "draws": draws},
+        details=details,
     )  # fmt: skip
     return NoiseTest(found, replace(share, null=middle), excess, fitted)
 
