@@ -65,7 +65,7 @@ def as_model(
         raise ModelError(f"{name} is {type(value).__name__}, expected tl_audit.Model or torch.nn.Module")
     if value.name == "model":
         value = dataclasses.replace(value, name=name)
-    if value.classes is None and assume_classes:
+    if value.classes is None and assume_classes and value.task == "classification":
         value = dataclasses.replace(value, classes=tuple(assume_classes), facts={**value.facts, "classes_assumed": True})
     if assume_value is not None and value.classes is None and value.task == "classification":
         output = assume_value.model_copy(update={"part": value.part})
