@@ -6,7 +6,7 @@ import sys
 import time
 from importlib import import_module
 
-NAMES = ("mmd", "scale", "grad_cam", "attribution", "audit", "evidence", "shapley")
+NAMES = ("mmd", "scale", "grad_cam", "attribution", "audit", "evidence", "shapley", "defects")
 
 
 def main() -> None:

@@ -268,7 +268,7 @@ def examine(defect: Defect, kind: Kind, seed: int) -> Outcome:
 
     Raises
     ------
-    ConfigError : a kind of data on which the row makes no sense
+    ConfigError : a kind of data on which the row makes no sense; a check that runs only under policies that ask for it, and the row's does not
     """
     if kind not in defect.kinds:
         raise ConfigError(f"defect {defect.name} is planted in {' and '.join(defect.kinds)} data, not in {kind}")
@@ -279,7 +279,7 @@ def examine(defect: Defect, kind: Kind, seed: int) -> Outcome:
     codes = tuple(dict.fromkeys(e.code for e in expected if e.code in known))
     reference = None if planted.reference is None else _audited(planted.reference, codes, kind, seed)
     audits = Audits(_audited(planted, codes, kind, seed), reference)
-    verdicts = tuple(_verdict(e, audits.found, exists=e.code in known) for e in expected)
+    verdicts = tuple(_verdict(e, audits.found) for e in expected)
     complaints = [f"{f.code} ended in an error: {f.reason}" for f in audits.result.findings if f.status == "error"]
     complaints += [f"without the defect {f.code} ended in an error: {f.reason}" for f in (reference.findings if reference else ()) if f.status == "error"]  # fmt: skip
     for assertion in planted.assertions:
@@ -287,12 +287,10 @@ def examine(defect: Defect, kind: Kind, seed: int) -> Outcome:
     return Outcome(defect, kind, seed, verdicts, tuple(complaints), time.monotonic() - started)
 
 
-def _verdict(expectation: Fires | Quiet, found: Findings, *, exists: bool) -> Verdict:
-    if not exists:
-        return Verdict(expectation, "awaited", None, "there is no such check yet")
+def _verdict(expectation: Fires | Quiet, found: Findings) -> Verdict:
     finding = found.get(expectation.code)
     if finding is None:
-        return Verdict(expectation, "wrong", None, "the audit does not hold it: it runs only under policies that ask for it (add_checks)")
+        return Verdict(expectation, "awaited", None, "there is no such check yet")
     mark, why = expectation.judge(finding)
     return Verdict(expectation, mark, finding.status, why)
 
