@@ -19,7 +19,7 @@ from tl_audit.modality.image import SEGMENTATIONS
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
-@pytest.mark.parametrize("name", ["custom_check", "tables_diabetes", "images_digits"])
+@pytest.mark.parametrize("name", ["custom_check", "tables_diabetes", "images_digits", "regression_diabetes"])
 def test_the_example_reaches_its_conclusion(name: str, tmp_path: Path) -> None:
     runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"](tmp_path)
 
