@@ -644,6 +644,41 @@ def _wrapped(name: str, text: str) -> None:
         out(f"{name if number == 0 else '':9} {line}")
 
 
+@app.command()
+def power(
+    policy: Annotated[str, typer.Option("--policy", help="A profile's name or a file.")] = "default",
+    n: Annotated[int, typer.Option("--n", min=1, help="Target samples (independent units) that are planned.")] = 500,
+    groups: Annotated[str | None, typer.Option("--groups", metavar="NAME=N,...", help="Groups with their samples (for recall: of the class), for limits on gaps.")] = None,
+    rate: Annotated[float, typer.Option("--rate", help="Expected accuracy.")] = 0.8,
+    discordant: Annotated[float, typer.Option("--discordant", help="Expected share of samples that two models answer differently.")] = 0.1,
+) -> int:
+    """Before any data: what each limit can detect, how many samples it needs."""
+    from tl_audit.policy import load_policy
+    from tl_audit.policy.planning import planned
+    from tl_audit.policy.words import amount
+
+    sizes: dict[str, int] = {}
+    for part in _split([groups] if groups is not None else []):
+        name, _, size = part.rpartition("=")
+        if not name or not size.isdigit():
+            raise ConfigError(f"--groups: {part!r} is no NAME=N, e.g. north=120,south=300")
+        sizes[name] = int(size)
+    resolved = load_policy(policy)
+    rows, left = planned(resolved, n, groups=sizes, rate=rate, discordant=discordant)
+    out(f"policy {shown(resolved.id)} v{resolved.version}, n = {n}, accuracy {rate:g}, discordant {discordant:g}: chance of a decision 80 %")
+    for row in rows:
+        sign = {"max": "<=", "min": ">=", "abs": "+-"}[row.bound.kind]
+        where = "".join(f" {key}={value}" for key, value in sorted(row.limit.slice.items())) + (f" group={row.group}" if row.group else "")
+        needs = "no size meets it" if row.needed is None else f"{row.needed} meet it where nothing is wrong"
+        finds = "nothing beyond it is found" if row.found is None else f"finds {amount(row.found, 3)}"
+        out(f"{row.limit.check} {shown(row.limit.metric + where)}: {row.level} {sign} {amount(row.bound.value)}: {needs}; {finds}")
+    if sizes and not any(row.group for row in rows):
+        out("groups  the policy sets no limit on gaps between groups")
+    if left:
+        out(f"left    cannot be foretold without data: {shown(', '.join(left))}")
+    return 0
+
+
 @policy_app.command("lint")
 def policy_lint(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A policy file or a profile's name.")],
