@@ -1,4 +1,4 @@
-"""TLA302, measured: the adapted model beside those it may replace, on the same target samples."""
+"""TLA302: the adapted model beside those it may replace, on the same target samples."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_audit.checks.base import Context, metric
+from tl_audit.checks import mean_error
+from tl_audit.checks.base import Context, check, metric
 from tl_audit.checks.data import INDEPENDENT
 from tl_audit.checks.wording import signed
 from tl_audit.errors import NotEvaluated
@@ -49,8 +50,24 @@ class Both:
     positive: int | None
 
 
-def against_replaced(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
-    """The measurement of TLA302: every metric of TLA301 as a paired change, against the previous model and the base."""
+@check(
+    "TLA302",
+    "Against base or previous",
+    section="performance",
+    severity="critical",
+    needs=("adapted", "target.labels", "adapted@target", "base|previous"),
+    values=mean_error.against,
+)
+def against_base_or_previous(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
+    """Is the adapted model no worse than the model it replaces?
+
+    How it is measured: metrics of TLA301 of the adapted model minus those of the base (where it answers in the target's classes)
+    and of the previous model, on the same target samples, paired by sample. Accuracy decides; the others stand beside it.
+
+    Why it matters: whoever relied on the old model's right answers loses them in a worse one.
+
+    How to reduce the risk: keep the old model, distil it into the new one, or adapt less.
+    """
     rules, seed = context.rules, context.seed
     metrics: list[Metric] = []
     dots: list[Dot] = []

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from tl_audit.checks import mean_error
-from tl_audit.checks.against import against_replaced
+from tl_audit.checks.against import against_base_or_previous
 from tl_audit.checks.base import Check, Context, check, exact, metric
 from tl_audit.checks.selection import Judged, clusters_of_both, judged
 from tl_audit.checks.wording import number, percent, signed
@@ -86,27 +86,6 @@ def overall_performance(subject: Subject, evidence: Evidence, context: Context) 
         caveats=rows.caveats,
         params={"decision_rule": "argmax", "majority_class": rows.classes[majority], "majority_from": origin, "seed": seed},
     )
-
-
-@check(
-    "TLA302",
-    "Against base or previous",
-    section="performance",
-    severity="critical",
-    needs=(*NEEDS, "base|previous"),
-    values=mean_error.against,
-)
-def against_base_or_previous(subject: Subject, evidence: Evidence, context: Context) -> Measurement:
-    """Is the adapted model no worse than the model it replaces?
-
-    How it is measured: metrics of TLA301 of the adapted model minus those of the base (where it answers in the target's classes)
-    and of the previous model, on the same target samples, paired by sample. Accuracy decides; the others stand beside it.
-
-    Why it matters: whoever relied on the old model's right answers loses them in a worse one.
-
-    How to reduce the risk: keep the old model, distil it into the new one, or adapt less.
-    """
-    return against_replaced(subject, evidence, context)
 
 
 @check("TLA303", "Per class", section="performance", severity="high", needs=NEEDS)
