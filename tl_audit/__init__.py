@@ -33,6 +33,7 @@ _WHERE = {
     "explain": "tl_audit.attribution",
     "explain_all": "tl_audit.attribution",
     "learning_curve": "tl_audit.finetune",
+    "group_metrics": "tl_audit.measures.cells",
     "rank_bases": "tl_audit.ranking",
 }
 
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from tl_audit.finetune import Teacher as Teacher
     from tl_audit.finetune import adapt as adapt
     from tl_audit.finetune import learning_curve as learning_curve
+    from tl_audit.measures.cells import group_metrics as group_metrics
     from tl_audit.modality.base import Cue as Cue
     from tl_audit.models import Model as Model
     from tl_audit.ranking import Ranking as Ranking
