@@ -58,12 +58,10 @@ def test_labels_flipped_in_half_the_space_are_found(clustered):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "clustered"), [("inputs", False), ("contrast", False), ("classes", False), ("noise", False), ("inputs", True)]
-)
+@pytest.mark.parametrize(("kind", "clustered"), [("inputs", False), ("contrast", False), ("classes", False), ("inputs", True)])
 def test_other_shifts_are_no_new_meaning(kind, clustered):
-    runs = 40
-    shifts = [found(kind, seed, resamples=39, clustered=clustered, n=300) for seed in range(runs)]
+    runs = 20
+    shifts = [found(kind, seed, resamples=39, clustered=clustered, n=250) for seed in range(runs)]
     rejected = sum(shift.gain.p_value is not None and shift.gain.p_value <= 0.05 for shift in shifts)
     assert rejected <= 0.05 * runs + 3 * np.sqrt(0.05 * 0.95 * runs)
     assert max(shift.gain.value for shift in shifts if shift.gain.value is not None) < 0.02
