@@ -101,6 +101,13 @@ def test_classes_too_rare_are_left_out_and_named_by_number(rng):
     assert concept_shift(**given, classes=3, resamples=19).gain.reason == "fewer than two classes have ten rows in both domains"
 
 
+def test_of_many_classes_the_commonest_take_part(monkeypatch):
+    given = world("none", 2, n=300)
+    given["source_labels"], given["target_labels"] = np.arange(300) % 7 % 4, np.arange(300) % 7 % 4
+    monkeypatch.setattr(concept, "MOST_CLASSES", 2)
+    assert concept_shift(**given, classes=4, resamples=9).classes == (0, 1)
+
+
 def test_constant_features_say_nothing():
     given = world("none", 2, n=100)
     given["source"], given["target"] = np.ones((100, 3)), np.ones((100, 3))

@@ -93,7 +93,7 @@ def concept_shift(subject: Subject, evidence: Evidence, context: Context) -> Mea
     left = [name for k, name in enumerate(names) if k not in found.classes]
     if left:
         caveats.append(
-            f"Left out, fewer than {concept.LEAST_PER_CLASS} samples in one domain: {', '.join(left[:20])}{' and more' if len(left) > 20 else ''}."
+            f"Left out, fewer than {concept.LEAST_PER_CLASS} samples in one domain or not among the {concept.MOST_CLASSES} commonest classes: {', '.join(left[:20])}{' and more' if len(left) > 20 else ''}."
         )
     caveats.append(
         "A label that one domain gives more freely for all inputs alike cannot be told from another class mix (TLA502) and counts as that."
