@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -43,21 +44,20 @@ class Merged:
     upto_first: IntArray
     upto_second: IntArray
 
-    @property
+    @cached_property
     def gaps(self) -> FloatArray:
         """(K,) distribution function of the second sample minus that of the first, at each value."""
         return np.asarray(self.upto_second / self.second.size - self.upto_first / self.first.size, dtype=np.float64)
 
-    @property
+    @cached_property
     def ks(self) -> float:
         """Largest gap of the two distribution functions (0–1)."""
-        return float(np.abs(self.gaps).max())
+        return max(float(self.gaps.max()), -float(self.gaps.min()))
 
     @property
-    def ks_and_w1(self) -> tuple[float, float]:
-        """Largest gap (0–1), and the area between the two distribution functions: the Wasserstein distance, in units of the values."""
-        gaps = np.abs(self.gaps)
-        return float(gaps.max()), float(gaps[:-1] @ np.diff(self.values))
+    def w1(self) -> float:
+        """Area between the two distribution functions: the Wasserstein distance, in units of the values."""
+        return float(np.abs(self.gaps[:-1]) @ np.diff(self.values))
 
 
 def merge(x: NDArray[Any], y: NDArray[Any]) -> Merged:  # Any: any real dtype
@@ -81,8 +81,8 @@ def merge(x: NDArray[Any], y: NDArray[Any]) -> Merged:  # Any: any real dtype
     both = both[order]
     ends = np.flatnonzero(np.r_[both[1:] != both[:-1], True])
     upto_second = np.cumsum(order >= first.size, dtype=np.int64)[ends]
-    wide = np.float64
-    return Merged(first.astype(wide), second.astype(wide), both[ends].astype(wide), ends + 1 - upto_second, upto_second)
+    wide = (np.asarray(part, dtype=np.float64) for part in (first, second, both[ends]))
+    return Merged(*wide, ends + 1 - upto_second, upto_second)
 
 
 def sorted_quantiles(values: FloatArray, levels: FloatArray) -> FloatArray:

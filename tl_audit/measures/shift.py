@@ -1160,7 +1160,7 @@ def _numeric_shift(
     state = _state(bool(first[0] == first[-1]), bool(second[0] == second[-1]), bool(first[0] == second[0]))
     low, high = sorted_quantiles(first, np.array([0.25, 0.75]))
     if high > low:
-        wasserstein = Estimate(float(merged.ks_and_w1[1] / (high - low)), n + m, clusters=distance.clusters, details=details)
+        wasserstein = Estimate(float(merged.w1 / (high - low)), n + m, clusters=distance.clusters, details=details)
     else:
         wasserstein = Estimate(None, n + m, "the source has no interquartile range", clusters=distance.clusters, details=details)
     return PropertyShift("numeric", distance, state, wasserstein, _psi(x, y, merged, codes, seed, redraws), None, missing)
