@@ -33,7 +33,12 @@ def test_dates_fall_into_the_period_asked_for(period, expected):
 
 def test_dates_may_come_as_objects_of_any_library():
     day = datetime.date(2024, 2, 29)
-    for values in ([day], [datetime.datetime(2024, 2, 29, 5)], np.array(["2024-02-29"], dtype="datetime64[D]"), [pd.Timestamp("2024-02-29")]):
+    for values in (
+        [day],
+        [datetime.datetime(2024, 2, 29, 5)],
+        np.array(["2024-02-29"], dtype="datetime64[D]"),
+        [pd.Timestamp("2024-02-29")],
+    ):
         assert periods_of(values, 1, "month").names == ("2024-02",)
 
 
@@ -126,7 +131,9 @@ def test_a_domain_without_times_has_none_and_a_period_alone_is_an_error():
 def test_pictures_take_times_and_sites_from_their_metadata(tmp_path):
     for i in range(3):
         Image.fromarray(np.full((4, 4), 40 * i, dtype=np.uint8)).save(tmp_path / f"p{i}.png")
-    said = pd.DataFrame({"file": ["p2.png", "p0.png", "p1.png"], "taken": ["2024-05-01", "2023-01-01", "2024-05-09"], "ward": ["b", "a", "a"]})
+    said = pd.DataFrame(
+        {"file": ["p2.png", "p0.png", "p1.png"], "taken": ["2024-05-01", "2023-01-01", "2024-05-09"], "ward": ["b", "a", "a"]}
+    )
     domain = ta.Domain("p", tmp_path, metadata=said, time="taken", period="year", site="ward")
     assert domain.periods.texts.tolist() == ["2023", "2024", "2024"]
     assert domain.site.tolist() == ["a", "a", "b"]
@@ -139,3 +146,25 @@ def test_audit_toml_names_time_period_and_site(tmp_path):
     assert (read.time, read.period, read.site) == ("day", "quarter", "hospital")
     with pytest.raises(ValueError, match="period"):
         DomainTable.model_validate({"path": "t.csv", "time": "day", "period": "week"})
+
+
+def test_stored_evidence_gives_periods_and_sites_and_its_key_knows_them(tmp_path):
+    from torch import nn
+
+    from tl_audit.evidence import Store, StoredEvidence
+    from tl_audit.evidence.keys import input_key
+    from tl_audit.policy import Rules
+
+    model = ta.Model(nn.Linear(2, 2), classes=("a", "b"))
+    keys = set()
+    for period, site in (("month", list("nsns")), ("year", list("nsns")), ("month", list("nsnn")), (None, None)):
+        given = {} if period is None else {"time": ["2024-01-03", "2024-02-20", None, "2023-02-01"], "period": period, "site": site}
+        domain = ta.Domain("t", np.ones((4, 2), dtype=np.float32), kind="tensor", labels=list("abab"), **given)
+        with Store(tmp_path / "evidence") as store:
+            evidence = StoredEvidence(ta.Subject(adapted=model, target=domain), store=store, rules=Rules())
+            keys.add(input_key(evidence, {}))
+            assert evidence.periods("target") is domain.periods
+            assert (evidence.site("target") is None) == (site is None)
+            if site is not None:
+                assert evidence.site("target").tolist() == site
+    assert len(keys) == 4
