@@ -81,8 +81,8 @@ def merge(x: NDArray[Any], y: NDArray[Any]) -> Merged:  # Any: any real dtype
     both = both[order]
     ends = np.flatnonzero(np.r_[both[1:] != both[:-1], True])
     upto_second = np.cumsum(order >= first.size, dtype=np.int64)[ends]
-    wide = (np.asarray(part, dtype=np.float64) for part in (first, second, both[ends]))
-    return Merged(*wide, ends + 1 - upto_second, upto_second)
+    first, second, values = (np.asarray(part, dtype=np.float64) for part in (first, second, both[ends]))
+    return Merged(first, second, values, ends + 1 - upto_second, upto_second)
 
 
 def sorted_quantiles(values: FloatArray, levels: FloatArray) -> FloatArray:
