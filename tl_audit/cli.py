@@ -729,6 +729,8 @@ def policy_show(
     if policy.require:
         out(f"require  {shown(', '.join(policy.require))}")
     out(f"declare  {', '.join(policy.declare) or 'nothing'}")
+    if policy.add_checks:
+        out(f"adds     {', '.join(policy.add_checks)}")
     for limit in sorted(policy.limits, key=lambda limit: limit.key):
         bounds = ", ".join(f"{level} {b.kind} {b.value:g}" for level, b in (("warn", limit.warn), ("fail", limit.fail)) if b is not None)
         slice = "".join(f" {k}={v}" for k, v in sorted(limit.slice.items()))
