@@ -246,3 +246,23 @@ def test_inputs_that_look_more_familiar_than_the_target_are_said_to_do_so(tmp_pa
     found = checked(tmp_path, adapted=model(wary=False), target=blobs(300, 0), train=blobs(300, 1), ood=blobs(300, 2, at=8.0, name="far"))
     assert found.select("ood_auroc", set="far", score="max-probability").value < 0.05
     assert "by max-probability and energy it looks more familiar than the target (below 0.5)" in found.summary
+
+
+def test_rows_of_a_table_are_set_against_rows_whose_cells_know_nothing_of_each_other(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=300)
+    frame = pd.DataFrame({"x": x, "twin": x + 0.01 * rng.normal(size=300), "c": rng.choice(["u", "v"], 300)})
+    spec = fit_encoding(frame, numeric=["x", "twin"], categorical=["c"])
+    network = nn.Sequential(nn.Linear(spec.width, 2))
+    with torch.no_grad():
+        network[0].weight.copy_(torch.eye(2, spec.width))
+        network[0].bias.zero_()
+    labels = np.where(x > 0, "b", "a")
+    domains = {
+        role: Domain(role, frame.iloc[rows].reset_index(drop=True), labels=labels[rows], kind="tabular")
+        for role, rows in (("target", slice(0, 150)), ("train", slice(150, 300)))
+    }
+    found = checked(tmp_path, adapted=Model(network, classes=("a", "b"), preprocessing=spec), **domains)
+    # twins lie on a line, noise does not
+    assert found.select("ood_auroc", set="uniform noise", score="nearness").interval[0] > 0.7
+    assert found.select("ood_auroc", set="uniform noise", score="max-probability").value is not None
