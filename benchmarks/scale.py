@@ -1,7 +1,7 @@
 """Statistics of many rows, as ratios against what a user would pick. Each side of each row runs in a process of its own.
 
     python -m benchmarks scale              # all rows
-    python -m benchmarks.scale groups mmd   # rows whose name holds one of these words
+    python -m benchmarks.scale groups mmd   # rows whose name begins with one of these words, and what they are held against
 
 Seconds are of the processor, so that a busy machine does not count, and leave out imports and making the data. Memory is how much the peak
 of the process grew in the course of the work. What would take minutes is timed on a part and multiplied, which the line says.
@@ -318,7 +318,7 @@ def measure(name: str) -> None:
 
 def main(words: tuple[str, ...] = ()) -> None:
     found: dict[str, dict[str, Any]] = {}
-    wanted = [name for name in SIDES if not words or any(word in name for word in words)]
+    wanted = [name for name in SIDES if not words or name.startswith(words)]
     wanted += [
         side
         for _, ours, other, _ in RATIOS
