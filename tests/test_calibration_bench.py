@@ -15,6 +15,9 @@ from benchmarks.calibration.simulation import Drawn, Result, Row, Simulation, ba
 from benchmarks.calibration.simulation import tested as p_below_the_level
 from tl_audit.measures.estimate import Estimate
 
+LEAST_RUNS = 400
+"""Runs that a stored row has at least; its band is then the wider one of so many."""
+
 # ---------------------------------------------------------------- by hand
 
 
@@ -37,9 +40,9 @@ def test_a_verdict_is_that_of_the_worse_of_test_and_interval(rejects, covers, ve
 
 def test_the_band_is_the_one_of_the_contract():
     assert band(2000) == pytest.approx((0.037, 0.063), abs=0.0005)
-    low, high = band(200)
+    low, high = band(200, beyond=1e-4)
     assert low == 0
-    assert high == pytest.approx(0.05 + 3.9 * np.sqrt(0.05 * 0.95 / 200))
+    assert high == pytest.approx(0.05 + 3.8906 * np.sqrt(0.05 * 0.95 / 200), abs=1e-5)
 
 
 def test_runs_that_say_nothing_count_neither_way():
@@ -90,7 +93,8 @@ def test_no_row_errs_more_often_than_it_may(simulation):
     for row in simulate(simulation, simulation.quick):
         assert row.tested or row.intervals, f"{row.name} said nothing in {row.runs} runs"
         for rate, runs, promise in row.errors():
-            low, high = band(runs, max(0.05, row.known or 0.0))
+            # seeds are fixed: the wide band is for changes of the code
+            low, high = band(runs, max(0.05, row.known or 0.0), beyond=1e-4)
             assert rate <= high, (row.name, rate)
             assert promise == "careful" or row.known or rate >= low, (row.name, rate)
 
@@ -106,7 +110,7 @@ def test_the_stored_table_covers_every_row_of_the_registry():
     for simulation in SIMULATIONS:
         for row in simulation.rows:
             one = by_name[simulation.name, row.part]
-            assert one.runs == simulation.runs, one.name
+            assert one.runs >= min(simulation.runs, LEAST_RUNS), one.name
             assert (one.test, one.interval, one.known, one.because) == (row.test, row.interval, row.known, row.because), one.name
 
 

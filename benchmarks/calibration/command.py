@@ -10,16 +10,21 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 
 from benchmarks.calibration import table
 from benchmarks.calibration.registry import SIMULATIONS, named
-from benchmarks.calibration.simulation import Result, Simulation, simulate
+from benchmarks.calibration.simulation import Result, Row, Simulation, simulate
 
 
 def main(arguments: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks calibration", description=__doc__)
-    parser.add_argument("--runs", type=int, help="at most so many runs a row; the stored table is then left alone")
+    parser.add_argument("--runs", type=int, help="at most so many runs a row; the stored table is then left alone, unless --store")
+    parser.add_argument(
+        "--store", action="store_true", help="store rows with fewer runs too; --missing brings them to their full number later"
+    )
     parser.add_argument("--only", action="append", default=[], help="rows whose name or measure holds this text; may be repeated")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--first", type=int, default=0, help="number of the first run: other numbers are fresh draws; not stored")
-    parser.add_argument("--missing", action="store_true", help="only rows that the stored table lacks, or holds with another promise")
+    parser.add_argument(
+        "--missing", action="store_true", help="only rows that the stored table lacks, or holds with another promise or fewer runs"
+    )
     parser.add_argument(
         "--audits", action="store_true", help="audit whole clean subjects instead; those already in runs/calibration are kept"
     )
@@ -33,9 +38,9 @@ def main(arguments: Sequence[str] = ()) -> None:
     if not simulations:
         parser.error(f"no simulation holds {chosen.only[0]!r} in its name")
     if chosen.missing:
-        known = {(one.simulation, one.part, one.test, one.interval, one.known, one.runs) for one in table.load()[1]}
-        simulations = [s for s in simulations if any((s.name, r.part, r.test, r.interval, r.known, s.runs) not in known for r in s.rows)]
-    stored = chosen.runs is None and not chosen.first
+        known = {(one.simulation, one.part, one.test, one.interval, one.known): one.runs for one in table.load()[1]}
+        simulations = [s for s in simulations if any(_short(s, row, known, chosen.runs) for row in s.rows)]
+    stored = (chosen.runs is None or chosen.store) and not chosen.first
     order = [s.name for s in SIMULATIONS]
     results: list[Result] = []
     for rows, seconds in _simulated(simulations, chosen.runs, chosen.first, chosen.jobs):
@@ -48,6 +53,12 @@ def main(arguments: Sequence[str] = ()) -> None:
             table.save(table.merged(table.load()[1], rows, order))
     results = table.merged([], results, order)
     print(f"\n{table.summary(results)}\n\n{table.markdown(results)}")
+
+
+def _short(simulation: Simulation, row: Row, known: dict[tuple[object, ...], int], runs: int | None) -> bool:
+    """Whether the stored table lacks this row, or holds it with fewer runs than asked for."""
+    wanted = simulation.runs if runs is None else min(runs, simulation.runs)
+    return known.get((simulation.name, row.part, row.test, row.interval, row.known), 0) < wanted
 
 
 def _audits(kinds: Sequence[str] | None, subjects: int, jobs: int) -> None:

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from tl_audit.measures.estimate import Estimate
+from tl_audit.measures.estimate import Estimate, normal_quantile
 from tl_audit.measures.sampling import generator
 
 Promise = Literal["exact", "careful"]
@@ -152,12 +152,9 @@ class Result:
         return "conservative" if any(rate < band(runs)[0] for rate, runs, _ in errors) else "holds"
 
 
-def band(runs: int, level: float = LEVEL) -> tuple[float, float]:
-    """99 % band of the share of errors of a sound test at ``level``: 0.037 to 0.063 at 2,000 runs; 1 in 10,000 below 1,000 runs.
-
-    Few runs are those of the test suite, where seeds are fixed and only a change of the code can move the figure.
-    """
-    half = (2.576 if runs >= 1000 else 3.9) * float(np.sqrt(level * (1 - level) / max(runs, 1)))
+def band(runs: int, level: float = LEVEL, beyond: float = 0.01) -> tuple[float, float]:
+    """Band of the share of errors that a sound test at ``level`` leaves with chance ``beyond``: 0.037 to 0.063 at 2,000 runs."""
+    half = normal_quantile(beyond) * float(np.sqrt(level * (1 - level) / max(runs, 1)))
     return max(0.0, level - half), level + half
 
 
