@@ -174,7 +174,7 @@ EXPLANATIONS: tuple[Defect, ...] = (
     ),
     Defect(
         22, "Functional ReLU under DeepLIFT", functional_under_modules, (*fires("701", statuses=("fail",)), *fires("711", statuses=("warn",))), quiet("301"),
-        ("tabular",), variant="rules for modules", cheap=True,
+        ("tabular",), variant="rules for modules",
     ),
     Defect(
         22, "Functional ReLU under DeepLIFT", functional_under_operations, (), quiet("701", "301"), ("tabular",), variant="rules for operations", cheap=True,

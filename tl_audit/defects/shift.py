@@ -76,11 +76,11 @@ def other_labels_for_the_same_inputs(kind: Kind, seed: int) -> Planted:
 
 
 SHIFT: tuple[Defect, ...] = (
-    Defect(3, "Label shift only", another_mix_of_classes, fires("502", "505"), quiet("503", "504", "509"), cheap=True),
+    Defect(3, "Label shift only", another_mix_of_classes, fires("502", "505"), quiet("503", "504", "509")),
     Defect(
         4, "Covariate shift only", other_inputs_under_the_same_rule,
-        (*fires("501", "503", "507"), *fires("506", kinds=("image",))), quiet("502", "504", "201"), cheap=True,
+        (*fires("501", "503", "507"), *fires("506", kinds=("image",))), quiet("502", "504", "201"),
     ),
     Defect(5, "Shift in an unused column", an_unused_column_moved, fires("501", "507"), quiet("709", "509", "505"), kinds=("tabular",), cheap=True),
-    Defect(6, "Concept shift", other_labels_for_the_same_inputs, fires("504", "509"), quiet("501", "502", "507"), cheap=True),
+    Defect(6, "Concept shift", other_labels_for_the_same_inputs, fires("504", "509"), quiet("501", "502", "507")),
 )  # fmt: skip

@@ -154,6 +154,6 @@ WEIGHTS: tuple[Defect, ...] = (
             Fires("TLA102", ("fail",), "adapted_sha256_match"), *fires("103", statuses=("fail",)), *fires("301", statuses=NO_PASS),
             *fires("402", metric="backward_transfer"),
         ),
-        quiet("201", "502", "109"), cheap=True,
+        quiet("201", "502", "109"),
     ),
 )  # fmt: skip

@@ -67,9 +67,11 @@ class Recipe:
     contrast : factor on what stands out from the ground (pictures), on the spread of columns ``c`` and ``d`` (table); the label rule stays
     marked : share of samples with a mark (a bright corner; ``device`` = "q") by class; classes not named: none. None: no picture has one,
         and three rows in ten, whatever their class
+    mark : height and width of the corner mark in pixels
     south : share of site south
     harder : in site south the task is another one that is harder: dark strokes of little contrast; column ``b`` acts the other way
     noise : share of labels drawn anew at random, all classes equally likely
+    mislabelled : share of the marked samples that bear the next class's name
     turned : labels are shifted to the next class: the task turned upside down
     extra : the class of pictures "ring" exists as well
     """
@@ -77,9 +79,11 @@ class Recipe:
     mix: tuple[float, ...] | None = None
     contrast: float = 1.0
     marked: tuple[tuple[str, float], ...] | None = None
+    mark: int = MARK
     south: float = 0.5
     harder: bool = False
     noise: float = 0.0
+    mislabelled: float = 0.0
     turned: bool = False
     extra: bool = False
 
@@ -166,7 +170,8 @@ class World:
     readings: Mapping[str, Reading]
     domains: Mapping[str, Domain]
     run_dir: str
-    folder: Any  # Any: the TemporaryDirectory that the run directory lies in; it goes with the world
+    folders: tuple[tempfile.TemporaryDirectory[str], ...]
+    "what the run directories of base and adaptation lie in; they go with the world"
     same_as_adapted: tuple[str, ...] = ()
 
     def subject(self, **changes: Any) -> Subject:  # Any: fields of Subject
@@ -222,6 +227,8 @@ def _finish(
 ) -> Reading:
     fresh = rng.random(len(codes)) < recipe.noise
     codes = np.where(fresh, rng.integers(0, len(names), len(codes)), codes)
+    if recipe.mislabelled:
+        codes = np.where(marked & (rng.random(len(codes)) < recipe.mislabelled), (codes + 1) % len(names), codes)
     if recipe.turned:
         codes = (codes + 1) % len(names)
     return Reading(data, np.array(names, dtype=object)[codes], site, marked, boxes)
@@ -255,7 +262,7 @@ def _pictures(rng: np.random.Generator, n: int, recipe: Recipe) -> Reading:
     noise = rng.normal(0, 0.045, (n, SIDE, SIDE))
     x = ground[:, None, None] + recipe.contrast * (strength[:, None, None] * shape + noise)
     marked = _marks(rng, codes, names, recipe)
-    x[marked, :MARK, :MARK] = 1.0
+    x[marked, : recipe.mark, : recipe.mark] = 1.0
     half = np.minimum(np.ceil(1.2 * along), 4)  # the core of the object: it leaves the corner of the mark alone
     boxes = np.stack([np.maximum(column - half, 0), np.maximum(row - half, 0), np.minimum(column + half + 1, SIDE), np.minimum(row + half + 1, SIDE)], axis=1)  # fmt: skip
     site = np.where(south, "south", "north").astype(object)
@@ -292,6 +299,32 @@ def _rows(rng: np.random.Generator, n: int, recipe: Recipe) -> Reading:
 CLEAN = Ingredients()
 
 
+@lru_cache(maxsize=16)
+def _base(kind: Kind, seed: int, recipe: Recipe, n: int, epochs: int) -> tempfile.TemporaryDirectory[str]:
+    """A folder that holds the run ``base``: a network trained from a random start on the source. Worlds that begin alike share it."""
+    from tl_audit.finetune import Classification, Plan, Provenance, Stage, Training, adapt
+
+    reading = draw(kind, (seed, "source"), n, recipe)
+    classes = (*CLASSES[kind], "ring") if recipe.extra else CLASSES[kind]
+    folder = tempfile.TemporaryDirectory(prefix="tl-audit-selftest-")
+    adapt(
+        Plan(
+            base="tl_audit:small_cnn" if kind == "image" else "tl_audit:mlp",
+            kind=kind,
+            settings={"channels": 1, "widths": (8, 16, 16)} if kind == "image" else {"hidden": (24, 16)},
+            task=Classification(classes),
+            stages=(Stage("*", epochs=epochs, lr=5e-3),),
+            training=Training(batch_size=50),
+            seed=seed,
+            provenance=Provenance(base_source="built-in architecture, random start", base_licence="Apache-2.0", base_revision="selftest"),
+        ),
+        opened(kind, "source", reading, classes),
+        out=Path(folder.name) / "base",
+        progress="none",
+    )
+    return folder
+
+
 @lru_cache(maxsize=24)
 def world(kind: Kind, seed: int, made_of: Ingredients = CLEAN) -> World:
     """The world of a kind and seed, grown on first use (about two seconds)."""
@@ -302,26 +335,12 @@ def world(kind: Kind, seed: int, made_of: Ingredients = CLEAN) -> World:
     readings = {role: draw(kind, (seed, role), n, recipes[role]) for role, n in zip(roles, made_of.n, strict=True) if n}
     classes = {role: (*CLASSES[kind], "ring") if recipes[role].extra else CLASSES[kind] for role in readings}
     domains = {role: opened(kind, role, readings[role], classes[role]) for role in readings}
+    first = _base(kind, seed, made_of.source, made_of.n[0], made_of.base_epochs)
     folder = tempfile.TemporaryDirectory(prefix="tl-audit-selftest-")
-    first = adapt(
-        Plan(
-            base="tl_audit:small_cnn" if kind == "image" else "tl_audit:mlp",
-            kind=kind,
-            settings={"channels": 1, "widths": (8, 16, 16)} if kind == "image" else {"hidden": (24, 16)},
-            task=Classification(classes["source"]),
-            stages=(Stage("*", epochs=made_of.base_epochs, lr=5e-3),),
-            training=Training(batch_size=50),
-            seed=seed,
-            provenance=Provenance(base_source="built-in architecture, random start", base_licence="Apache-2.0", base_revision="selftest"),
-        ),
-        domains["source"],
-        out=Path(folder.name) / "base",
-        progress="none",
-    )
     upper = ("block2*", "block3*", "head") if kind == "image" else ("hidden2*", "head")
     done = adapt(
         Plan(
-            base=f"run:{first.run_dir}",
+            base=f"run:{first.name}/base",
             kind=kind,
             task=Classification(classes["train"], head="keep" if made_of.keep_head else "new"),
             stages=(Stage(made_of.layers or upper, epochs=made_of.epochs, lr=made_of.lr),),
@@ -336,7 +355,7 @@ def world(kind: Kind, seed: int, made_of: Ingredients = CLEAN) -> World:
         progress="none",
     )
     return World(
-        kind, seed, classes["target"], done.model, done.base, done.controls, done.record, readings, domains, str(done.run_dir), folder,
+        kind, seed, classes["target"], done.model, done.base, done.controls, done.record, readings, domains, str(done.run_dir), (first, folder),
         done.same_as_adapted,
     )  # fmt: skip
 
