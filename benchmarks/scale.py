@@ -203,10 +203,10 @@ def ours_page() -> Callable[[], object]:
     source, target = (rng.normal(size=(100_000, 30)).astype(np.float32) + by for by in (0, 0.05))
     model = ta.Model(torch.nn.Linear(30, 2), classes=("no", "yes"))
     domains = {"source": ta.Domain("a", source, kind="tensor"), "target": ta.Domain("b", target, kind="tensor")}
-    ta.audit(ta.Subject(adapted=model, **{k: ta.Domain(k, source[:200], kind="tensor") for k in domains}), select=["TLA507"]).html()
+    ta.audit(ta.Subject(adapted=model, **{k: ta.Domain(k, source[:200], kind="tensor") for k in domains}), select=["TLA507"])
 
     def work() -> str:
-        page = ta.audit(ta.Subject(adapted=model, **domains), select=["TLA507"]).html()
+        page = ta.audit(ta.Subject(adapted=model, **domains), select=["TLA507"]).html
         return f"page of {len(page.encode()) / 1000:.0f} kB"
 
     return work
