@@ -302,6 +302,7 @@ def group_counts(subject: Subject, evidence: Evidence, context: Context) -> Meas
     if positive is not None:
         positives = names == positive
     correct = _correct(evidence, usable)
+    numeric = subject.task == "regression"
     metrics: list[Metric] = []
     bars: list[Bar] = []
     rows: list[tuple[Cell, ...]] = []
@@ -326,7 +327,11 @@ def group_counts(subject: Subject, evidence: Evidence, context: Context) -> Meas
             small = n < rules.min_n or (units is not None and units < rules.min_clusters)
             if small:
                 below.append(f"{column} = {group} ({n} rows" + (f", {units} clusters)" if units is not None else ")"))
-            gap = _detectable(inside, usable & (values != group), correct, cluster, len(present), rules.alpha)
+            gap = (
+                Estimate(None, n, "labels are numbers: there is no accuracy to lose")
+                if numeric
+                else _detectable(inside, usable & (values != group), correct, cluster, len(present), rules.alpha)
+            )
             metrics.append(
                 metric(
                     "minimum_detectable_gap", gap, rules=rules, slice=where, n={"target": n},
@@ -358,7 +363,7 @@ def group_counts(subject: Subject, evidence: Evidence, context: Context) -> Meas
             ]
             if unseen:
                 caveats.append(f"In the {role} data and not in the target: {'; '.join(unseen[:MOST_LISTED])}.")
-    if correct is None:
+    if correct is None and not numeric:
         caveats.append("Detectable gaps assume that half of the answers are right: no outputs of the adapted model to learn the rate from.")
     count = len(rows)
     summary = f"{count} groups in {len(groups)} columns; {len(below)} below the minimum of {rules.min_n} rows; {len(missing)} declared groups never seen."

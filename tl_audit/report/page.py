@@ -94,9 +94,21 @@ DECOMPOSITION = (
     (
         "Predictions",
         "TLA505",
-        {"output_ks": "largest gap of a predicted probability (KS)", "predicted_tvd": "share of predicted classes that would have to move"},
+        {
+            "output_ks": "largest gap between the distributions of an output (KS)",
+            "predicted_tvd": "share of predicted classes that would have to move",
+            "prediction_gap": "mean predicted number beyond the source's",
+        },
     ),
-    (HARM, "TLA509", {"accuracy_drop": "accuracy lost", "accuracy_drop_reweighted": "accuracy lost at the target's class mix"}),
+    (
+        HARM,
+        "TLA509",
+        {
+            "accuracy_drop": "accuracy lost",
+            "accuracy_drop_reweighted": "accuracy lost at the target's class mix",
+            "error_rise": "mean absolute error beyond the source's",
+        },
+    ),
 )
 """Parts of a shift, the check that asks for each, and the numbers that speak for it; of numbers by class the one furthest from chance."""
 
@@ -907,7 +919,7 @@ def _differences(findings: Sequence[FindingView], ids: Counters, *, controls: bo
             continue
         for m in view.record.measurement.metrics:
             wanted = (
-                m.name.startswith("gain_over_")
+                m.name.startswith(("gain_over_", "mae_gain_over_")) and not m.name.endswith("_scaled") and view.record.section == "transfer"
                 if controls
                 else m.name.endswith("_change") and view.record.section in ("performance", "transfer")
             )
@@ -915,7 +927,9 @@ def _differences(findings: Sequence[FindingView], ids: Counters, *, controls: bo
                 continue
             rows.append(
                 [
-                    m.name.removeprefix("gain_over_").replace("_", " ") if controls else m.name.removesuffix("_change").replace("_", " "),
+                    m.name.removeprefix("mae_").removeprefix("gain_over_").replace("_", " ")
+                    if controls
+                    else m.name.removesuffix("_change").replace("_", " "),
                     Cell(numbers.slice_words(m.slice) or "all", declared=True),
                     numbers.value(m, _limits_of(m, view.record)),
                     numbers.metric_interval(m, _limits_of(m, view.record)) or "–",
