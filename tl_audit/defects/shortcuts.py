@@ -14,7 +14,10 @@ METHODS = ("integrated_gradients", "kernel_shap")
 
 MARKED: dict[Kind, Ingredients] = {
     "image": Ingredients(train=Recipe(marked=(("flat", 1.0),)), target=Recipe(marked=(("steep", 0.6), ("round", 0.6)))),
-    "tabular": Ingredients(train=Recipe(marked=(("yes", 1.0),)), target=Recipe(marked=(("no", 0.6),))),
+    # the base had no reason to read the device: it is the first layer that must learn it
+    "tabular": Ingredients(
+        train=Recipe(marked=(("yes", 1.0),)), target=Recipe(marked=(("no", 0.6),)), layers=("hidden1*", "head"), epochs=14, lr=1e-2
+    ),
 }
 
 

@@ -24,6 +24,10 @@ NO_PASS: tuple[Status, ...] = ("fail", "inconclusive")
 """For 301 where a model knows nothing and classes are of equal size."""
 
 
+MANY = 4000
+"""Target rows of row 13: at 1,200 the calibration error of one model in six was left open."""
+
+
 def altered(grown: World, edit: Callable[[nn.Module], None], *, name: str, saved: bool = True) -> Model:
     """A copy of the adapted model after ``edit``; with ``saved`` its weights file holds what was edited, else it is still the old one."""
     from tl_audit.models import save_weights
@@ -81,7 +85,8 @@ def _times(kind: Kind, seed: int, factor: float) -> Planted:
         for tensor in module.get_submodule("head").parameters():
             tensor.mul_(factor)
 
-    return Planted(grown.subject(adapted=altered(grown, edit, name=f"sure-{factor:.0f}")))
+    adapted = altered(grown, edit, name=f"sure-{factor:.0f}")
+    return Planted(grown.subject(adapted=adapted, target=grown.opened("target", grown.drawn("target", MANY))))
 
 
 def logits_times_three(kind: Kind, seed: int) -> Planted:
