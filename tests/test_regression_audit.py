@@ -292,8 +292,10 @@ def test_a_network_of_two_outputs_cannot_be_audited_as_one_number():
 def test_a_missing_target_column_leaves_the_checks_without_labels():
     subject = ta.Subject(nn.Linear(3, 1), table(task="regression"))
     assert not subject.target.labelled
-    found = finding(ta.audit(subject, select=["TLA301"]).result, "TLA301")
+    result = ta.audit(subject, select=["TLA301"]).result
+    found = finding(result, "TLA301")
     assert (found.status, found.missing) == ("not_evaluated", ("target.labels",))
+    assert any("taken for the target's number itself" in text for text in result.caveats)
 
 
 def test_weights_of_one_number_are_named_so_in_audit_toml(tmp_path: Path):

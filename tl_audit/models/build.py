@@ -69,7 +69,8 @@ def as_model(
         value = dataclasses.replace(value, classes=tuple(assume_classes), facts={**value.facts, "classes_assumed": True})
     if assume_value is not None and value.classes is None and value.task == "classification":
         output = assume_value.model_copy(update={"part": value.part})
-        value = dataclasses.replace(value, output=output, facts={**value.facts, "value_assumed": True})
+        notes = (*value.facts.get("notes", ()), "it does not say what its output means: it was taken for the target's number itself")
+        value = dataclasses.replace(value, output=output, facts={**value.facts, "value_assumed": True, "notes": notes})
     return value
 
 
