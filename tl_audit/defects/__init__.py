@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
     DEFECTS: tuple[Defect, ...]
 
-TOPICS = ("clean", "shortcuts", "groups", "shift", "weights", "data", "training", "explanations")
+TOPICS = (
+    "clean", "shortcuts", "groups", "bias", "shift", "weights", "data", "training", "explanations", "degenerate", "adapters", "preparation",
+)  # fmt: skip
 """Topic files; each holds a tuple of rows under its own name in capitals."""
 
 __all__ = ["DEFECTS", "TOPICS"]
