@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_audit.checks.base import Check, Context, check, metric
-from tl_audit.checks.selection import clusters_of_both
+from tl_audit.checks.selection import clusters_of_both, rows_alone
 from tl_audit.checks.shift import LEAST_PER_DOMAIN
 from tl_audit.checks.wording import number, p_value, percent
 from tl_audit.errors import NotEvaluated
@@ -62,7 +62,7 @@ def concept_shift(subject: Subject, evidence: Evidence, context: Context) -> Mea
     if most < LEAST_PER_DOMAIN:
         raise NotEvaluated(f"{LEAST_PER_DOMAIN} labelled samples of the common classes in both source and target")
     a, b = (_side(evidence, ruler, role, names, most, seed) for role in ("source", "target"))
-    unit_a, unit_b = clusters_of_both(a.cluster, b.cluster)
+    unit_a, unit_b = clusters_of_both(a.cluster, b.cluster, (a.rows.size, b.rows.size))
     found = concept.concept_shift(
         np.asarray(evidence.features(ruler, "source")[a.rows], dtype=np.float64), a.labels,
         np.asarray(evidence.features(ruler, "target")[b.rows], dtype=np.float64), b.labels,
@@ -101,8 +101,8 @@ def concept_shift(subject: Subject, evidence: Evidence, context: Context) -> Mea
     caveats.append(
         "A change of meaning that a linear reading of the features cannot follow stays unseen. TLA509 says whether it costs performance."
     )
-    if units is None:
-        caveats.append("Rows are treated as independent: cluster ids were not given for both domains.")
+    if alone := rows_alone(evidence, ("source", "target")):
+        caveats.append(alone)
     return Measurement(
         summary=summary, metrics=metrics, exhibits=tuple(exhibits), caveats=tuple(caveats),
         params={

@@ -12,7 +12,7 @@ from torch import nn
 
 from tl_audit.checks import mean_error
 from tl_audit.checks.base import Check, Context, check, exact, metric
-from tl_audit.checks.selection import clusters_of_both
+from tl_audit.checks.selection import clusters_of_both, rows_alone
 from tl_audit.checks.shift import LEAST_PER_DOMAIN, MOST_PER_DOMAIN
 from tl_audit.checks.wording import number, p_value, percent, signed
 from tl_audit.errors import NotEvaluated
@@ -85,7 +85,7 @@ def class_conditional_shift(subject: Subject, evidence: Evidence, context: Conte
     dots: list[Dot] = []
     for key in rulers:
         sides = [_labelled(evidence, key, role, names, context.seed) for role in ("source", "target")]
-        unit_a, unit_b = clusters_of_both(sides[0].cluster, sides[1].cluster)
+        unit_a, unit_b = clusters_of_both(sides[0].cluster, sides[1].cluster, (sides[0].rows.size, sides[1].rows.size))
         small: list[str] = []
         for k, name in enumerate(names):
             a, b = sides[0].labels == k, sides[1].labels == k
@@ -146,8 +146,8 @@ def class_conditional_shift(subject: Subject, evidence: Evidence, context: Conte
         references=(Reference(value=0.5, label="chance", role="null"),),
     )
     caveats.append("Shift is expected in transfer and is no harm by itself: TLA509 says whether it costs performance.")
-    if evidence.cluster("source") is None or evidence.cluster("target") is None:
-        caveats.append("Rows are treated as independent: cluster ids were not given for both domains.")
+    if alone := rows_alone(evidence, ("source", "target")):
+        caveats.append(alone)
     return Measurement(
         summary=summary, metrics=tuple(metrics), exhibits=(figure,), caveats=tuple(caveats),
         params={
@@ -207,7 +207,7 @@ def prediction_drift(subject: Subject, evidence: Evidence, context: Context) -> 
     names = _output_names(subject, evidence)
     sides = {role: _outputs(evidence, role, seed) for role in ("source", "target")}
     (p, of_p), (q, of_q) = sides["source"], sides["target"]
-    unit_a, unit_b = clusters_of_both(of_p, of_q)
+    unit_a, unit_b = clusters_of_both(of_p, of_q, (p.shape[0], q.shape[0]))
     n = {"source": int(p.shape[0]), "target": int(q.shape[0])}
     units = None if unit_a is None or unit_b is None else {"source": len(set(unit_a)), "target": len(set(unit_b))}
     columns, caveats = _columns(p, q, names)
@@ -268,8 +268,8 @@ def prediction_drift(subject: Subject, evidence: Evidence, context: Context) -> 
     caveats.append(
         "A mere change of class mix moves these numbers too (TLA502). Drift is no harm by itself: TLA509 says whether it costs performance."
     )
-    if units is None:
-        caveats.append("Rows are treated as independent: cluster ids were not given for both domains.")
+    if alone := rows_alone(evidence, ("source", "target")):
+        caveats.append(alone)
     return Measurement(
         summary=summary, metrics=tuple(metrics), exhibits=(_curves(p[:, order[0]], q[:, order[0]], names[order[0]], n), listing),
         caveats=tuple(caveats), params={"outputs_tested": len(columns), "most_per_domain": MOST_PER_DOMAIN, "seed": seed},

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_audit.checks.base import Context, exact, metric
-from tl_audit.checks.selection import clusters_of_both
+from tl_audit.checks.selection import clusters_of_both, rows_alone
 from tl_audit.checks.wording import amount_of, number, p_value
 from tl_audit.errors import NotEvaluated
 from tl_audit.evidence.base import Evidence
@@ -385,7 +385,7 @@ def _two_domains(
 ) -> tuple[Estimate, list[Metric], list[Dot], Rows]:
     """Mean absolute error on the second domain minus that on the first."""
     first, second = (judged_values(evidence, "adapted", role) for role in roles)
-    unit_a, unit_b = clusters_of_both(first.cluster, second.cluster)
+    unit_a, unit_b = clusters_of_both(first.cluster, second.cluster, (first.n, second.n))
     gap = intervals.mean_difference(second.error, first.error, cluster_first=unit_b, cluster_second=unit_a)
     n = {roles[0]: first.n, roles[1]: second.n}
     metrics = _both(name, gap, scale, rules=context.rules, unit=unit, better="lower", n=n)
@@ -491,7 +491,7 @@ def prediction_drift(subject: Subject, evidence: Evidence, context: Context) -> 
     rules, seed, unit = context.rules, context.seed, subject.unit
     scale = scale_of(subject, evidence)
     (a, of_a), (b, of_b) = (_predictions(evidence, role, seed) for role in ("source", "target"))
-    unit_a, unit_b = clusters_of_both(of_a, of_b)
+    unit_a, unit_b = clusters_of_both(of_a, of_b, (a.size, b.size))
     n = {"source": int(a.size), "target": int(b.size)}
     units = None if unit_a is None or unit_b is None else {"source": len(set(unit_a)), "target": len(set(unit_b))}
     gap = shift.ks_shift(a, b, cluster_source=unit_a, cluster_target=unit_b, alpha=rules.alpha, seed=seed)
@@ -526,8 +526,8 @@ def prediction_drift(subject: Subject, evidence: Evidence, context: Context) -> 
         y_range=(0.0, 1.0),
     )
     caveats = [*scale.caveat(), "Drift is no harm by itself: TLA509 says whether it costs precision."]
-    if units is None:
-        caveats.append("Rows are treated as independent: cluster ids were not given for both domains.")
+    if alone := rows_alone(evidence, ("source", "target")):
+        caveats.append(alone)
     return Measurement(
         summary=summary, metrics=tuple(metrics), exhibits=(figure,), caveats=tuple(caveats),
         params={**_facts(scale, unit, seed), "most_per_domain": MOST_PER_DOMAIN},

@@ -394,7 +394,7 @@ def train_test_gap(subject: Subject, evidence: Evidence, context: Context) -> Me
     """
     rules, seed = context.rules, context.seed
     train, target = judged(evidence, "adapted", "train"), judged(evidence, "adapted", "target")
-    of_train, of_target = clusters_of_both(train.cluster, target.cluster)
+    of_train, of_target = clusters_of_both(train.cluster, target.cluster, (train.n, target.n))
     gap = intervals.rate_difference(train.correct, target.correct, cluster_first=of_train, cluster_second=of_target, seed=seed)
     n = {"train": train.n, "target": target.n}
     loss = intervals.mean_difference(

@@ -54,7 +54,7 @@ def membership_inference(subject: Subject, evidence: Evidence, context: Context)
     rules, seed = context.rules, context.seed
     role, members, others, caveats = _sides(evidence, rules.min_n)
     n = {"train": members.n, role: others.n}
-    of_members, of_others = clusters_of_both(members.cluster, others.cluster)
+    of_members, of_others = clusters_of_both(members.cluster, others.cluster, (members.n, others.n))
     loss = -calibration.nll_rows(members.probabilities, members.truth), -calibration.nll_rows(others.probabilities, others.truth)
     attacks = {"loss": membership.membership(*loss, cluster_members=of_members, cluster_others=of_others, seed=seed)}
     sizes = {"loss": n}
@@ -181,7 +181,7 @@ def _difference(
         rows = rows[bottom_k([ids[r] for r in side.rows[rows]], MOST_COMPARED, context.seed)]
         sets.append(np.asarray(evidence.features(key, name)[side.rows[rows]], dtype=np.float64))
         units.append(None if side.cluster is None else side.cluster[rows])
-    of_first, of_second = clusters_of_both(units[0], units[1])
+    of_first, of_second = clusters_of_both(units[0], units[1], (len(sets[0]), len(sets[1])))
     found = shift.c2st(sets[0], sets[1], cluster_source=of_first, cluster_target=of_second, seed=context.seed, alpha=context.rules.alpha)
     interval = found.interval(context.rules.confidence)
     if found.value is None or interval is None or found.p_value is None:
@@ -210,7 +210,7 @@ def _corrected(
         truths.append(side.truth[rows])
     if min(len(p) for p in places) == 0:
         return None
-    of_first, of_second = clusters_of_both(members.cluster, others.cluster)
+    of_first, of_second = clusters_of_both(members.cluster, others.cluster, (members.n, others.n))
     unit = None if of_first is None or of_second is None else np.r_[of_first[places[0]], of_second[places[1]]]
     hard = membership.cross_fitted_loss(
         np.r_[features[0], features[1]], np.r_[truths[0], truths[1]], classes=len(members.classes), cluster=unit, seed=seed

@@ -78,8 +78,34 @@ def judged(evidence: Evidence, model: str, role: str) -> Judged:
     )
 
 
-def clusters_of_both(first: NDArray[Any] | None, second: NDArray[Any] | None) -> tuple[NDArray[Any] | None, NDArray[Any] | None]:
-    """Cluster ids of both sides, or of neither: intervals of two samples need them on both."""
-    if first is None or second is None:
+def clusters_of_both(
+    first: NDArray[Any] | None, second: NDArray[Any] | None, sizes: tuple[int, int]
+) -> tuple[NDArray[Any] | None, NDArray[Any] | None]:
+    """Cluster ids of both sides, or of neither. Where one side has none, each of its rows is a cluster of its own.
+
+    To leave the ids of the other side out as well would call alike rows independent: with patients in the target alone, row permutation
+    rejects one distribution in 26 % of audits, 20 patients of 10 rows miss in 13 % (2026-11-21).
+
+    Parameters
+    ----------
+    sizes : rows of both sides
+    """
+    if first is None and second is None:
         return None, None
-    return first, second
+    own, other = (_alone(size) if ids is None else ids for ids, size in zip((first, second), sizes, strict=True))
+    return own, other
+
+
+def rows_alone(evidence: Evidence, roles: tuple[str, str]) -> str | None:
+    """The caveat on rows of two domains that count as independent for want of cluster ids; None where both have them."""
+    without = [role for role in roles if evidence.cluster(role) is None]
+    if not without:
+        return None
+    if len(without) == len(roles):
+        return "Rows are treated as independent: cluster ids were not given for both domains."
+    return f"Rows of the {without[0]} are treated as independent: no cluster ids were given there."
+
+
+def _alone(size: int) -> NDArray[np.object_]:
+    """Ids of rows that share nothing; no id of a user begins with this sign."""
+    return np.array([f"\0row {row}" for row in range(size)], dtype=object)

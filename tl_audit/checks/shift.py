@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from tl_audit.checks import mean_error
 from tl_audit.checks.base import Check, Context, check, metric
-from tl_audit.checks.selection import clusters_of_both, judged
+from tl_audit.checks.selection import clusters_of_both, judged, rows_alone
 from tl_audit.checks.wording import bounds, number, p_value, percent
 from tl_audit.errors import NotEvaluated
 from tl_audit.evidence.base import Evidence
@@ -63,7 +63,7 @@ def covariate_shift(subject: Subject, evidence: Evidence, context: Context) -> M
             continue
         a, cluster_a = _features(evidence, key, "source", seed)
         b, cluster_b = _features(evidence, key, "target", seed)
-        cluster_a, cluster_b = clusters_of_both(cluster_a, cluster_b)
+        cluster_a, cluster_b = clusters_of_both(cluster_a, cluster_b, (a.shape[0], b.shape[0]))
         n = {"source": int(a.shape[0]), "target": int(b.shape[0])}
         # the gate reads the ruler's metrics, which carry no slice; the adapted model's row is for the reader
         where = {} if key == ruler else {"features": key}
@@ -100,8 +100,8 @@ def covariate_shift(subject: Subject, evidence: Evidence, context: Context) -> M
     caveats.append(
         "Shift is expected in transfer and is no harm by itself: TLA509 says whether it costs performance. A mere change of class mix moves these numbers too: read TLA502."
     )
-    if evidence.cluster("source") is None or evidence.cluster("target") is None:
-        caveats.append("Rows are treated as independent: cluster ids were not given for both domains.")
+    if alone := rows_alone(evidence, ("source", "target")):
+        caveats.append(alone)
     return Measurement(
         summary=summary, metrics=tuple(metrics), exhibits=tuple(exhibits), caveats=tuple(caveats),
         params={"ruler": ruler, "most_per_domain": MOST_PER_DOMAIN, "kernel": "Gaussian, median bandwidth", "seed": seed},
@@ -130,7 +130,7 @@ def label_shift(subject: Subject, evidence: Evidence, context: Context) -> Measu
     code = {name: i for i, name in enumerate(classes)}
     a = np.array([code[evidence.classes("source")[k]] for k in source[0]], dtype=np.int64)
     b = np.array([code[evidence.classes("target")[k]] for k in target[0]], dtype=np.int64)
-    unit_a, unit_b = clusters_of_both(source[1], target[1])
+    unit_a, unit_b = clusters_of_both(source[1], target[1], (a.size, b.size))
     result = shift.label_shift(a, b, classes=len(classes), cluster_source=unit_a, cluster_target=unit_b, seed=seed)
     n = {"source": int(a.size), "target": int(b.size)}
     metrics = [
@@ -181,7 +181,7 @@ def _black_box(evidence: Evidence, seed: int) -> tuple[shift.BlackBoxShift, tupl
     if rows.size == 0:
         raise NotEvaluated("finite outputs of the adapted model on the target")
     cluster = evidence.cluster("target")
-    unit_a, unit_b = clusters_of_both(source.cluster, None if cluster is None else np.asarray(cluster)[rows])
+    unit_a, unit_b = clusters_of_both(source.cluster, None if cluster is None else np.asarray(cluster)[rows], (source.n, rows.size))
     found = shift.bbse(
         source.predicted,
         source.truth,
@@ -252,7 +252,7 @@ def harmful_shift(subject: Subject, evidence: Evidence, context: Context) -> Mea
     """
     rules, seed = context.rules, context.seed
     source, target = judged(evidence, "adapted", "source"), judged(evidence, "adapted", "target")
-    unit_a, unit_b = clusters_of_both(source.cluster, target.cluster)
+    unit_a, unit_b = clusters_of_both(source.cluster, target.cluster, (source.n, target.n))
     n = {"source": source.n, "target": target.n}
     drop = shift.accuracy_drop(source.correct, target.correct, cluster_source=unit_a, cluster_target=unit_b, seed=seed)
     reweighted = shift.accuracy_drop_reweighted(

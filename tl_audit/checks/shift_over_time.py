@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_audit.checks.base import Check, Context, check, metric
-from tl_audit.checks.selection import clusters_of_both, judged
+from tl_audit.checks.selection import clusters_of_both, judged, rows_alone
 from tl_audit.checks.shift import LEAST_PER_DOMAIN
 from tl_audit.checks.wording import bounds, counted, number, p_value, percent, signed
 from tl_audit.errors import NotEvaluated
@@ -94,8 +94,8 @@ def shift_over_time(subject: Subject, evidence: Evidence, context: Context) -> M
     caveats.append(
         "Another mix of classes in a period or site moves these numbers too (TLA502). Shift is no harm by itself: TLA509 says whether it costs performance."
     )
-    if evidence.cluster("source") is None or evidence.cluster("target") is None:
-        caveats.append("Rows are treated as independent: cluster ids were not given for both domains.")
+    if alone := rows_alone(evidence, ("source", "target")):
+        caveats.append(alone)
     first = next((one.name for one in found if one.column == "period" and one in moved), None)
     return Measurement(
         summary=summary, metrics=tuple(metrics), exhibits=exhibits, caveats=tuple(caveats),
@@ -110,7 +110,7 @@ def _columns(evidence: Evidence, usable: NDArray[np.bool_]) -> tuple[dict[str, l
     """Slices of each column with enough samples, periods in order of time and sites by name; and what was left out."""
     out: dict[str, list[tuple[str, NDArray[np.int64]]]] = {}
     caveats: list[str] = []
-    cluster = evidence.cluster("target") if evidence.cluster("source") is not None else None
+    cluster = evidence.cluster("target")
     periods, site = evidence.periods("target"), evidence.site("target")
     columns: list[tuple[str, NDArray[Any], tuple[str, ...]]] = []
     if periods is not None:
@@ -154,7 +154,9 @@ def _compared(
     if source_rows.size < LEAST_PER_DOMAIN:
         raise NotEvaluated(f"{LEAST_PER_DOMAIN} usable samples of the source")
     source_rows = _least(evidence, "source", source_rows, MOST_OF_SOURCE, seed)
-    cluster_a, cluster_b = clusters_of_both(evidence.cluster("source"), evidence.cluster("target"))
+    cluster_a, cluster_b = clusters_of_both(
+        evidence.cluster("source"), evidence.cluster("target"), (evidence.n("source"), evidence.n("target"))
+    )
     x = np.asarray(evidence.features(ruler, "source")[source_rows], dtype=np.float64)
     own = None if cluster_a is None else np.asarray(cluster_a)[source_rows]
     features = evidence.features(ruler, "target")
