@@ -302,3 +302,13 @@ def test_pictures_with_augmentation_can_be_aligned_and_taught(net: ta.Model, dom
     made = ta.adapt(asked, domain, unlabelled=domain, teacher=first.model, progress="none")
     history = made.record.stages[0].history[0]
     assert {"alignment_distance", "distillation_loss"} <= set(history)
+
+
+def test_rows_without_a_cluster_id_weigh_as_rows_of_their_own():
+    rng = np.random.default_rng(5)
+    x, z = rng.normal(size=(100, 3)), rng.normal(size=(80, 3)) + 0.5
+    some = np.array([None if k % 2 else f"patient {k // 10}" for k in range(100)], dtype=object)
+    named = np.array([f"row {k}" if one is None else one for k, one in enumerate(some)], dtype=object)
+    found, wanted = domain_weights(x, z, cluster=some), domain_weights(x, z, cluster=named)
+    assert found.values.mean() == pytest.approx(1.0)
+    assert np.corrcoef(found.values, wanted.values)[0, 1] > 0.95

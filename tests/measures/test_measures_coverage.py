@@ -79,8 +79,16 @@ def test_too_small_a_source_says_why_and_no_target_too() -> None:
     assert found.threshold is None
     assert "fewer than 5 rows" in str(found.share().reason)
     assert coverage(np.random.default_rng(0).normal(size=(50, 2)), np.zeros((0, 2))).share().value is None
-    # all equal: no distance is beyond another
-    assert coverage(np.zeros((50, 2)), np.zeros((20, 2))).share().value == 0.0
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1])
+@pytest.mark.parametrize("columns", [0, 2])
+def test_a_source_whose_rows_are_all_equal_covers_nothing_and_nothing_is_passed(value: float, columns: int) -> None:
+    found = coverage(np.full((50, columns), value), np.full((20, columns), value))
+    assert found.threshold is None
+    assert found.share().value is None
+    assert "same features" in str(found.share().reason)
+    assert not found.uncovered.any()
 
 
 def test_the_order_of_target_rows_changes_nothing() -> None:

@@ -135,3 +135,13 @@ def test_constant_columns_and_features_are_no_slices(rng):
     assert slices.feature_parts(wrong, np.ones((1000, 3)), HALF) == ()
     with pytest.raises(DataError, match="column 'x' has shape"):
         slices.rule_parts(wrong, Columns({"x": np.ones(3)}), HALF)
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_beyond_single_precision_are_parts_as_well(rng):
+    x = np.where(np.arange(1000) < 300, 1e40, rng.normal(size=1000))
+    x[:20] = np.inf
+    wrong = rng.random(1000) < np.where(np.arange(1000) < 300, 0.7, 0.1)
+    found = slices.rule_parts(wrong, Columns({"x": x, "vast": np.where(x > 10, 1e200, 1e199)}), HALF)
+    assert (found[0].inside == (x > 10)).all()
+    assert slices.rule_parts(wrong, Columns({"vast": np.where(x > 10, 1e200, 1e199)}), HALF) == ()

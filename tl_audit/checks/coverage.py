@@ -52,7 +52,7 @@ def source_coverage(subject: Subject, evidence: Evidence, context: Context) -> M
     values = {role: np.asarray(evidence.features(ruler, role)[rows[role]], dtype=np.float64) for role in rows}
     found = coverage(values["source"], values["target"], cluster_source=cluster["source"], seed=context.seed)
     if found.reason is not None:
-        raise NotEvaluated(f"source samples in more clusters: {found.reason}")
+        raise NotEvaluated(f"source samples in more clusters, with features that differ: {found.reason}")
     n = {"source": int(rows["source"].size), "target": int(rows["target"].size)}
     whole = found.share(cluster=cluster["target"])
     metrics: list[Metric] = [metric("uncovered_share", whole, rules=rules, better="lower", n={"target": n["target"]})]

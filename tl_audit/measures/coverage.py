@@ -83,6 +83,8 @@ def coverage(
     none = np.zeros(0)
     if int(first.sum()) < neighbours or not (~first).any():
         return Coverage(None, np.full(y.shape[0], np.nan), none, None, (), f"a half of the source has fewer than {neighbours} rows")
+    if not np.ptp(x, axis=0).any():
+        return Coverage(None, np.full(y.shape[0], np.nan), none, None, (), "all source rows have the same features: no distance is far")
     second = knn_distance(x[~first], x[first], neighbours)
     to_source = knn_distance(y, x[first], neighbours) if y.shape[0] else none
     threshold = float(np.quantile(second, PERCENTILE / 100, method="higher"))

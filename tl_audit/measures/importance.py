@@ -11,6 +11,7 @@ from tl_audit.errors import DataError
 from tl_audit.measures.arrays import class_vector, finite_matrix, finite_vector
 from tl_audit.measures.estimate import FloatArray
 from tl_audit.measures.probe import cross_fitted, linear_probe
+from tl_audit.measures.sampling import cluster_codes
 from tl_audit.measures.shift import bbse
 
 _EDGE = 1e-6
@@ -136,7 +137,7 @@ def domain_weights(
     n, m = len(x), len(z)
     if n < 2 or m < 2:
         raise DataError(f"importance weights need at least two rows of each domain; there are {n} and {m}")
-    own = np.arange(n) if cluster is None else np.unique(np.asarray(cluster), return_inverse=True)[1]
+    own = cluster_codes(cluster, n)
     together = np.r_[own, own.max() + 1 + np.arange(m)]
     second = np.r_[np.zeros(n, dtype=np.int64), np.ones(m, dtype=np.int64)]
     fitted = cross_fitted(np.concatenate([x, z]), second, classes=2, cluster=together, seed=seed)

@@ -31,6 +31,7 @@ LEAST_Z = 1.645
 """How many standard errors worse than the rest a part must be where it is looked for; a filter, no test."""
 ALIKE = 0.5
 """Two parts that share this much of their rows (Jaccard) are one; the one that stands out more is kept."""
+_LARGEST = 3e38
 
 
 @dataclass(frozen=True)
@@ -281,6 +282,8 @@ def _encoded(columns: Columns, look: BoolArray) -> tuple[FloatArray, list[_Meani
             if values.shape != (n,):
                 raise DataError(f"column {name!r} has shape {values.shape}: expected one value for each of the {n} rows")
             known = ~np.isnan(values)
+            # the tree compares in single precision, which ends there; the rules speak of the values themselves
+            values = np.clip(values, -_LARGEST, _LARGEST)
             if known[look].any() and np.ptp(values[look & known]) > 0:
                 parts.append(np.where(known, values, np.median(values[look & known])))
                 meanings.append(_Meaning(name, kind))
