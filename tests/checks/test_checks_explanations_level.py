@@ -85,7 +85,7 @@ def test_unrelated_maps_are_called_alike_at_the_stated_rate_and_related_ones_are
             passed("lime", "kernel_shap"),
         )
         p.append(null.select("method_rank_correlation", pair="lime and kernel_shap").p_value)
-        # signal and noise of equal variance: a true rank correlation of about 0.45, above the limit of 0.3
+        # signal and noise of equal variance: a true rank correlation of about 0.45, above the limit of 0.15
         signal = rng.normal(size=(N, D))
         alike = {m: with_values(inputs, signal + rng.normal(size=(N, D)), m) for m in ("lime", "kernel_shap", "random_map")}
         loud += judged(agreement, agreement(SimpleNamespace(), Maps(alike), passed(*alike))).status == "warn"
