@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 TOPICS = (
     "clean", "shortcuts", "groups", "bias", "shift", "weights", "data", "training", "explanations", "degenerate", "adapters", "preparation",
+    "inputs", "clusters", "governance",
 )  # fmt: skip
 """Topic files; each holds a tuple of rows under its own name in capitals."""
 
