@@ -158,6 +158,14 @@ def test_blank_pictures_are_not_compared(tmp_path: Path) -> None:
     assert "3 target samples are blank" in " ".join(found.caveats)
 
 
+@pytest.mark.parametrize("which", ["target", "train"])
+def test_where_nothing_can_be_compared_nothing_is_passed(tmp_path: Path, which: str) -> None:
+    train, target = scenes(20, 1), scenes(20, 2)
+    (train if which == "train" else target)[:] = 7
+    with pytest.raises(NotEvaluated, match=f"samples of the {which} data that can be compared"):
+        audit(Subject(adapted=model(), base=model(1), target=pictures("t", target), train=pictures("r", train)), tmp_path)
+
+
 def test_without_a_base_the_adapted_features_serve_and_it_is_said(tmp_path: Path) -> None:
     train, target = scenes(20, 1), scenes(20, 2)
     target[3] = recoded(train[3])

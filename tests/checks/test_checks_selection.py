@@ -8,7 +8,7 @@ import pytest
 from tests.checks.arrays import ArrayEvidence, measure
 from tl_audit.checks import performance, shift
 from tl_audit.checks.conditional_shift import prediction_drift
-from tl_audit.checks.selection import clusters_of_both, rows_alone
+from tl_audit.checks.selection import clusters_of_both, rows_alone, units_in
 from tl_audit.measures import intervals
 from tl_audit.measures.sampling import cluster_codes
 
@@ -20,6 +20,11 @@ def test_rows_of_a_side_without_ids_are_clusters_of_their_own():
     assert other is patients
     assert np.unique(cluster_codes(np.concatenate([own, other]), 5)).size == 4
     assert clusters_of_both(None, None, (2, 3)) == (None, None)
+
+
+def test_rows_without_an_id_count_as_units():
+    assert units_in(np.array(["a", None, "a", None], dtype=object)) == 3
+    assert units_in(np.array([], dtype=object)) == 0
 
 
 def patients_in_the_target(rng, source: int = 200, patients: int = 20, each: int = 10) -> ArrayEvidence:

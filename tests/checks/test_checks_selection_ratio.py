@@ -127,6 +127,21 @@ def test_nobody_selected_has_a_ratio_of_0_with_an_upper_end_and_breaks_the_limit
     assert judged(measurement, "us-employment").status == "fail"
 
 
+def test_nobody_selected_breaks_the_limit_over_clusters_too_and_fewer_clusters_say_less():
+    groups, hit = counts(a=(120, 240), b=(0, 240))
+    plain = impact_ratios(groups, hit)["b"].ratio.interval()
+    several = impact_ratios(groups, hit, cluster=np.arange(480) // 4)["b"].ratio
+    few = impact_ratios(groups, hit, cluster=np.arange(480) // 40)["b"].ratio
+    assert several.value == few.value == 0.0
+    assert 0 < plain[1] < several.interval()[1] < few.interval()[1]
+    assert several.p_value < 0.01
+    found = measure(selection_rate_ratio, evidence_of({"sex": groups}, hit, cluster=np.arange(480) // 4), "adapted")
+    assert judged(found, "us-employment").status == "fail"
+    alone = impact_ratios(groups, hit, cluster=np.where(np.arange(480) < 240, np.arange(480) // 4, 999))["b"].ratio
+    assert alone.interval() is None
+    assert "one cluster" in alone.reason
+
+
 def _one(of: tuple[np.ndarray, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray]:
     return {"sex": of[0]}, of[1]
 

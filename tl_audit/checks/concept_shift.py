@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_audit.checks.base import Check, Context, check, metric
-from tl_audit.checks.selection import clusters_of_both, rows_alone
+from tl_audit.checks.selection import clusters_of_both, rows_alone, units_in
 from tl_audit.checks.shift import LEAST_PER_DOMAIN
 from tl_audit.checks.wording import number, p_value, percent
 from tl_audit.errors import NotEvaluated
@@ -68,7 +68,7 @@ def concept_shift(subject: Subject, evidence: Evidence, context: Context) -> Mea
         np.asarray(evidence.features(ruler, "target")[b.rows], dtype=np.float64), b.labels,
         classes=len(names), cluster_source=unit_a, cluster_target=unit_b, seed=seed,
     )  # fmt: skip
-    units = None if unit_a is None or unit_b is None else {"source": len(set(unit_a)), "target": len(set(unit_b))}
+    units = None if unit_a is None or unit_b is None else {"source": units_in(unit_a), "target": units_in(unit_b)}
     inside = found.gain.details
     n = {"source": int(inside.get("n_source", a.rows.size)), "target": int(inside.get("n_target", b.rows.size))}
     metrics = (

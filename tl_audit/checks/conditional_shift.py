@@ -12,7 +12,7 @@ from torch import nn
 
 from tl_audit.checks import mean_error
 from tl_audit.checks.base import Check, Context, check, exact, metric
-from tl_audit.checks.selection import clusters_of_both, rows_alone
+from tl_audit.checks.selection import clusters_of_both, rows_alone, units_in
 from tl_audit.checks.shift import LEAST_PER_DOMAIN, MOST_PER_DOMAIN
 from tl_audit.checks.wording import number, p_value, percent, signed
 from tl_audit.errors import NotEvaluated
@@ -90,7 +90,7 @@ def class_conditional_shift(subject: Subject, evidence: Evidence, context: Conte
         for k, name in enumerate(names):
             a, b = sides[0].labels == k, sides[1].labels == k
             units = None if unit_a is None or unit_b is None else (unit_a[a], unit_b[b])
-            count = None if units is None else {"source": len(set(units[0])), "target": len(set(units[1]))}
+            count = None if units is None else {"source": units_in(units[0]), "target": units_in(units[1])}
             if min(a.sum(), b.sum()) < LEAST_PER_DOMAIN or (count is not None and min(count.values()) < LEAST_CLUSTERS):
                 small.append(name)
                 continue
@@ -209,7 +209,7 @@ def prediction_drift(subject: Subject, evidence: Evidence, context: Context) -> 
     (p, of_p), (q, of_q) = sides["source"], sides["target"]
     unit_a, unit_b = clusters_of_both(of_p, of_q, (p.shape[0], q.shape[0]))
     n = {"source": int(p.shape[0]), "target": int(q.shape[0])}
-    units = None if unit_a is None or unit_b is None else {"source": len(set(unit_a)), "target": len(set(unit_b))}
+    units = None if unit_a is None or unit_b is None else {"source": units_in(unit_a), "target": units_in(unit_b)}
     columns, caveats = _columns(p, q, names)
     gaps: dict[int, Estimate] = {}
     metrics: list[Metric] = []
@@ -449,7 +449,7 @@ def _activations(model: Model, subject: Subject, evidence: Evidence, role: str, 
         sums = _collected(net, model, domain, rows, blocks, role, context)
         modules = _normalisations(net)
         variances = {name: modules[name].running_var.detach().double().cpu().numpy() for name in sums}  # type: ignore[union-attr, operator]
-    clusters = None if units is None else len(set(units.tolist()))
+    clusters = None if units is None else units_in(units)
     return {name: activations.channel_shift(one, variances[name], n=int(rows.size), clusters=clusters) for name, one in sums.items()}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_audit.checks.base import Context, exact, metric
-from tl_audit.checks.selection import clusters_of_both, rows_alone
+from tl_audit.checks.selection import clusters_of_both, rows_alone, units_in
 from tl_audit.checks.wording import amount_of, number, p_value
 from tl_audit.errors import NotEvaluated
 from tl_audit.evidence.base import Evidence
@@ -493,7 +493,7 @@ def prediction_drift(subject: Subject, evidence: Evidence, context: Context) -> 
     (a, of_a), (b, of_b) = (_predictions(evidence, role, seed) for role in ("source", "target"))
     unit_a, unit_b = clusters_of_both(of_a, of_b, (a.size, b.size))
     n = {"source": int(a.size), "target": int(b.size)}
-    units = None if unit_a is None or unit_b is None else {"source": len(set(unit_a)), "target": len(set(unit_b))}
+    units = None if unit_a is None or unit_b is None else {"source": units_in(unit_a), "target": units_in(unit_b)}
     gap = shift.ks_shift(a, b, cluster_source=unit_a, cluster_target=unit_b, alpha=rules.alpha, seed=seed)
     high = gap.details.get("null_high")
     mean_gap = intervals.mean_difference(b, a, cluster_first=unit_b, cluster_second=unit_a)

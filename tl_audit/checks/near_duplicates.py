@@ -77,6 +77,10 @@ def near_duplicates(subject: Subject, evidence: Evidence, context: Context) -> M
     known = {h for role in roles for h in hashes[role].tolist() if h is not None}
     n = len(hashes["target"])
     target, twin_of = _distinct(hashes["target"], same.comparable("target"))
+    if not target.size or not any(same.comparable(role).any() for role in roles):
+        # a count of 0 would pass for clean data
+        where = "target" if not target.size else " and ".join(roles)
+        raise NotEvaluated(f"samples of the {where} data that can be compared: all are blank, unreadable or without outputs")
     # an exact copy is another check's finding, whatever else it resembles
     fresh = target[[h not in known for h in hashes["target"][target]]]
     best: dict[int, tuple[float, str, int]] = {}

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tl_audit.errors import NotEvaluated
 from tl_audit.evidence.base import Evidence
+from tl_audit.measures.sampling import cluster_codes
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,12 @@ def clusters_of_both(
         return None, None
     own, other = (_alone(size) if ids is None else ids for ids, size in zip((first, second), sizes, strict=True))
     return own, other
+
+
+def units_in(ids: NDArray[Any]) -> int:
+    """How many independent units cluster ids (N,) name; a row without an id is one."""
+    codes = cluster_codes(ids, len(ids))
+    return int(codes.max()) + 1 if codes.size else 0
 
 
 def rows_alone(evidence: Evidence, roles: tuple[str, str]) -> str | None:

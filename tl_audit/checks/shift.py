@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from tl_audit.checks import mean_error
 from tl_audit.checks.base import Check, Context, check, metric
-from tl_audit.checks.selection import clusters_of_both, judged, rows_alone
+from tl_audit.checks.selection import clusters_of_both, judged, rows_alone, units_in
 from tl_audit.checks.wording import bounds, number, p_value, percent
 from tl_audit.errors import NotEvaluated
 from tl_audit.evidence.base import Evidence
@@ -69,7 +69,7 @@ def covariate_shift(subject: Subject, evidence: Evidence, context: Context) -> M
         where = {} if key == ruler else {"features": key}
         distance = shift.mmd(a, b, cluster_source=cluster_a, cluster_target=cluster_b, seed=seed, alpha=rules.alpha)
         domain = shift.c2st(a, b, cluster_source=cluster_a, cluster_target=cluster_b, seed=seed, alpha=rules.alpha)
-        units = None if cluster_a is None or cluster_b is None else {"source": len(set(cluster_a)), "target": len(set(cluster_b))}
+        units = None if cluster_a is None or cluster_b is None else {"source": units_in(cluster_a), "target": units_in(cluster_b)}
         metrics.append(metric("mmd2", distance, rules=rules, slice=where, n=n, clusters=units, family="mmd2", min_n=LEAST_PER_DOMAIN))
         metrics.append(
             metric("c2st_auc", domain, rules=rules, slice=where, n=n, clusters=units, family="c2st", better="lower", min_n=LEAST_PER_DOMAIN)

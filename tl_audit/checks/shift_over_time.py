@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_audit.checks.base import Check, Context, check, metric
-from tl_audit.checks.selection import clusters_of_both, judged, rows_alone
+from tl_audit.checks.selection import clusters_of_both, judged, rows_alone, units_in
 from tl_audit.checks.shift import LEAST_PER_DOMAIN
 from tl_audit.checks.wording import bounds, counted, number, p_value, percent, signed
 from tl_audit.errors import NotEvaluated
@@ -121,7 +121,7 @@ def _columns(evidence: Evidence, usable: NDArray[np.bool_]) -> tuple[dict[str, l
         slices, small = [], []
         for name in names:
             rows = np.flatnonzero(usable & (values == name))
-            few = cluster is not None and len(set(np.asarray(cluster)[rows])) < LEAST_CLUSTERS
+            few = cluster is not None and units_in(np.asarray(cluster)[rows]) < LEAST_CLUSTERS
             if rows.size < LEAST_PER_DOMAIN or few:
                 small.append(name)
             else:
@@ -176,7 +176,7 @@ def _compared(
             correct, known, cluster = right
             here = rows[known[rows]]
             accuracy = intervals.rate(correct[here], cluster=None if cluster is None else cluster[here])
-        found.append(_Slice(column, name, picked[k], distances[k], domain, accuracy, None if units is None else len(set(units[k]))))
+        found.append(_Slice(column, name, picked[k], distances[k], domain, accuracy, None if units is None else units_in(units[k])))
     return found
 
 

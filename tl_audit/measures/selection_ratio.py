@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -13,7 +14,7 @@ from tl_audit.errors import DataError
 from tl_audit.measures.arrays import same_length, truth_vector
 from tl_audit.measures.estimate import BoolArray, Estimate, FloatArray, IntArray, build_ladder, limit_p, normal_quantile, t_quantile
 from tl_audit.measures.fairness import MISSING
-from tl_audit.measures.intervals import katz_ratio, percentile_ladder, rate, resampled_sums, sums_by
+from tl_audit.measures.intervals import cluster_wilson, katz_ratio, percentile_ladder, rate, resampled_sums, sums_by
 from tl_audit.measures.permutation import RESAMPLES, representable_p
 from tl_audit.measures.sampling import cluster_codes, generator, group_codes
 
@@ -141,26 +142,35 @@ def _against(
     codes = np.unique(ids[part], return_inverse=True)[1].astype(np.int64)
     units = int(codes.max()) + 1
     base = replace(ratio, ladder=(), clusters=units)
-    if not ratio.ladder or a == 0:
-        return replace(base, reason=base.reason or "nobody of the category was selected: no interval over clusters"), None, None
-    ladder, reason = _over_clusters(hit[part], inside[part], codes, units, resamples, seed)
+    if not ratio.ladder:
+        return base, None, None
+    if a == 0:
+        # rows of one cluster that are all passed over count once, those of the reference by their design effect
+        worth = cluster_wilson(hit[outside], ids[outside]).details.get("deff", float(n2))
+        own = int(np.unique(ids[inside]).size)
+        ladder, reason = _nobody(own, b / worth, n2 / worth, lambda alpha: t_quantile(alpha, own - 1)).ladder, None
+        if own < 2:
+            ladder, reason = (), "nobody of the category was selected, and all of it is one cluster: no interval"
+    else:
+        ladder, reason = _over_clusters(hit[part], inside[part], codes, units, resamples, seed)
     base = replace(base, ladder=ladder, reason=reason)
     p = limit_p(ladder, minimum=1.0) if ladder and ratio.value is not None and ratio.value < 1.0 else None
     return replace(base, p_value=p), None, None if p is None else "interval over clusters"
 
 
-def _nobody(n1: int, b: int, n2: int) -> Estimate:
+def _nobody(n1: float, b: float, n2: float, quantile: Callable[[float], float] = normal_quantile) -> Estimate:
     """The ratio 0, with half a selection added on both sides for the upper ends of its intervals."""
     if b == 0:
-        return katz_ratio(0, n1, b, n2)
+        return katz_ratio(0, int(n1), 0, int(n2))
     centre = (0.5 / (n1 + 0.5)) / ((b + 0.5) / (n2 + 0.5))
     error = float(np.sqrt(1 / 0.5 - 1 / (n1 + 0.5) + 1 / (b + 0.5) - 1 / (n2 + 0.5)))
 
     def bounds(alpha: float) -> tuple[float, float]:
-        return 0.0, centre * float(np.exp(normal_quantile(alpha) * error))
+        return 0.0, centre * float(np.exp(min(quantile(alpha) * error, 700.0)))
 
     details = {"method": "katz, half a selection added"}
-    return Estimate(0.0, n1 + n2, null=1.0, ladder=build_ladder(bounds), events=0, nonevents=min(n1, n2 - b), details=details)
+    rows, others = int(n1 + n2), int(min(n1, n2 - b))
+    return Estimate(0.0, rows, null=1.0, ladder=build_ladder(bounds), events=0, nonevents=others, details=details)
 
 
 def _over_clusters(
