@@ -21,6 +21,9 @@ Parts = tuple[float, FloatArray]
 LEAST_UNITS = 30
 "Below this many rows or clusters the linear form is not trusted, and there is no interval."
 
+LEAST_PER_SIDE = 10
+"Of two labels each needs this many rows or clusters: with 6 positive rows 95 % intervals of a change in ROC area miss 10 % (2026-11-21)."
+
 
 def metric_changes(
     labels: ArrayLike,
@@ -63,26 +66,34 @@ def metric_changes(
     if one is None or other is None:
         out["auroc"] = replace(empty, reason="only one class occurs: no area under the curve")
     else:
-        out["auroc"] = _difference(one, other, codes, cluster is not None)
+        out["auroc"] = _difference(one, other, codes, cluster is not None, None if classes > 2 else np.asarray(y == 1))
     if positive is None or classes != 2:
         out["average_precision"] = replace(empty, reason="needs a binary task with a positive class")
     elif not (y == positive).any():
         out["average_precision"] = replace(empty, reason="no positive rows: no average precision")
     else:
         one, other = (_average_precision(y == positive, p[:, positive]) for p in (a, b))
-        out["average_precision"] = _difference(one, other, codes, cluster is not None)
+        out["average_precision"] = _difference(one, other, codes, cluster is not None, np.asarray(y == positive))
     return out
 
 
 # ---------------------------------------------------------------- inside
 
 
-def _difference(first: Parts, second: Parts, codes: IntArray, clustered: bool) -> Estimate:
+def _difference(first: Parts, second: Parts, codes: IntArray, clustered: bool, positive: BoolArray | None = None) -> Estimate:
+    """With ``positive`` (N,) the smaller side says how much is known of the spread: t with its units - 1."""
     value, influence = first[0] - second[0], first[1] - second[1]
     units = int(codes.max()) + 1
     base = Estimate(value, codes.size, clusters=units if clustered else None, null=0.0, details={"method": "infinitesimal jackknife"})
     if units < LEAST_UNITS:
         return replace(base, reason=f"{units} {'clusters' if clustered else 'rows'}: fewer than {LEAST_UNITS}, no interval")
+    freedom = float(units - 1) if clustered else np.inf
+    if positive is not None:
+        least = min(int(np.unique(codes[side]).size) for side in (positive, ~positive))
+        if least < LEAST_PER_SIDE:
+            what = "clusters with" if clustered else "rows of"
+            return replace(base, reason=f"{least} {what} the rarer label: fewer than {LEAST_PER_SIDE}, no interval")
+        freedom = float(least - 1)
     error = float(np.sqrt(units / (units - 1) * (np.bincount(codes, influence) ** 2).sum()))
     if error < 1e-12:
 
@@ -93,11 +104,11 @@ def _difference(first: Parts, second: Parts, codes: IntArray, clustered: bool) -
         return replace(base, ladder=build_ladder(at_most), p_value=1.0 if abs(value) < 1e-12 else None)
 
     def bounds(alpha: float) -> tuple[float, float]:
-        reach = error * (t_quantile(alpha, units - 1) if clustered else normal_quantile(alpha))
+        reach = error * (t_quantile(alpha, freedom) if np.isfinite(freedom) else normal_quantile(alpha))
         return max(-1.0, value - reach), min(1.0, value + reach)
 
     z = abs(value) / error
-    p = float(2 * stats.t.sf(z, units - 1) if clustered else 2 * stats.norm.sf(z))
+    p = float(2 * stats.t.sf(z, freedom))  # the normal law where the degrees of freedom are infinite
     return replace(base, ladder=build_ladder(bounds), p_value=representable_p(p))
 
 

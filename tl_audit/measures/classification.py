@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from tl_audit.errors import DataError
 from tl_audit.measures.arrays import class_vector, finite_matrix, finite_vector, same_length, truth_vector
-from tl_audit.measures.estimate import LADDER_ALPHAS, Estimate, FloatArray, IntArray, build_ladder, normal_quantile, t_quantile
+from tl_audit.measures.estimate import Estimate, FloatArray, IntArray, build_ladder, t_quantile
 from tl_audit.measures.intervals import (
     MANY_CLUSTERS,
     MANY_UNITS,
@@ -160,7 +160,7 @@ def average_precision(
 ) -> Estimate:
     """Average precision of a ranking (0–1, null = share of positives, higher is better); bootstrap stratified by label [I5].
 
-    From `MANY_UNITS` rows in `MANY_CLUSTERS` clusters on the interval is the linearised one, which the bootstrap approaches.
+    From `MANY_UNITS` rows in `MANY_CLUSTERS` clusters on the interval is the linearised one, which the bootstrap approaches, on the logit scale.
 
     Parameters
     ----------
@@ -187,8 +187,11 @@ def average_precision(
         return replace(base, ladder=ladder, details={"method": "wilson on positives"})
     if n >= MANY_UNITS and clusters >= MANY_CLUSTERS:
         error = _average_precision_error(truth, ends, unit, value)
-        half = [(alpha, normal_quantile(alpha) * error) for alpha in LADDER_ALPHAS]
-        ladder = tuple((alpha, max(0.0, value - width), min(1.0, value + width)) for alpha, width in half)
+        # of few positives 95 % intervals miss 20 % (10) and 10 % (30) without the logit scale and t, 8 % and 6 % with them (2026-11-21)
+        least = min(int(np.unique(unit[side]).size) for side in (truth, ~truth))
+        if least < 2:
+            return replace(base, reason="one positive or negative unit: no interval")
+        ladder = build_ladder(lambda alpha: around_on_logit(value, t_quantile(alpha, least - 1) * error))
         return replace(base, ladder=ladder, details={"method": "linearised", "standard_error": error})
     rng, samples = generator(seed, "average_precision"), np.empty(resamples)
     step = max(1, _CHUNK // n)
