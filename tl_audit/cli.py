@@ -262,6 +262,7 @@ def selftest(
     from tl_audit.defects.matrix import chosen, examine_all, lines, markdown
 
     numbers = _numbers(only)
+    _writable(file)
     picked, kinds = chosen(numbers, kind)  # type: ignore[arg-type]  # checked by chosen
 
     def say(outcome: Any, done: int, total: int) -> None:  # Any: imported late
@@ -291,9 +292,31 @@ def selftest(
 def _numbers(text: str | None) -> tuple[int, ...]:
     """The numbers of ``--only``."""
     parts = [part.strip() for part in (text or "").split(",") if part.strip()]
+    if text is not None and not parts:
+        raise ConfigError("--only is empty; without it all defects are planted")
     if wrong := [part for part in parts if not part.isdecimal()]:
         raise ConfigError(f"--only takes numbers of defects, as in 7,13, not {wrong[0]!r}")
     return tuple(dict.fromkeys(int(part) for part in parts))
+
+
+def _writable(file: Path | None, suffixes: Sequence[str] = ()) -> None:
+    """Refuse a file that cannot be written, before the work whose result it is to hold. Makes nothing."""
+    if file is None:
+        return
+    if suffixes and file.suffix.lower() not in suffixes:
+        raise ConfigError(f"--out {file}: the suffix decides the format; there are {' and '.join(suffixes)}")
+    if file.is_dir():
+        raise ConfigError(f"--out {file} is a folder; name a file")
+    _makeable(file.parent)
+
+
+def _makeable(folder: Path) -> None:
+    """Refuse a folder that is none and cannot become one. Makes nothing."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise ConfigError(f"--out: {there} is a file, not a folder")
+    if not os.access(there, os.W_OK):
+        raise ConfigError(f"--out: nothing can be written into {there} (no permission)")
 
 
 @app.command()
@@ -368,17 +391,20 @@ def adapt(
         typer.Option("--learning-curve", help="Instead: train on growing parts of the data, and show what each number of samples gives."),
     ] = False,
     sizes: Annotated[str | None, typer.Option("--sizes", help="Of --learning-curve: numbers of training samples, as 50,100,200.")] = None,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Of --learning-curve: how often each part is drawn and trained on.")] = 3,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", min=1, help="Of --learning-curve: how often each part is drawn and trained on; default 3.")
+    ] = None,
 ) -> int:
     """Fine-tune; writes weights (safetensors) and the adaptation record."""
     from tl_audit.finetune import Plan
     from tl_audit.finetune import adapt as fine_tune
 
     read = Plan.from_toml(plan)
-    if sizes is not None and not curve:
-        raise ConfigError("--sizes belongs to --learning-curve")
+    for name, given in (("--sizes", sizes), ("--seeds", seeds)):
+        if given is not None and not curve:
+            raise ConfigError(f"{name} belongs to --learning-curve")
     if curve:
-        return _learning_curve(read, plan, out_dir, sizes, seeds, device or "auto", offline)
+        return _learning_curve(read, plan, out_dir, sizes, 3 if seeds is None else seeds, device or "auto", offline)
     target = out_dir if out_dir is not None else Path("runs") / (plan.stem if plan.stem != "plan" else plan.resolve().parent.name)
     adaptation = fine_tune(read, out=target, device=device or "auto", offline=offline, resume=not fresh)
     record = adaptation.record
@@ -402,6 +428,7 @@ def _learning_curve(plan: Any, path: Path, out_dir: Path | None, sizes: str | No
     except ValueError:
         raise ConfigError(f"--sizes {sizes!r}: expected whole numbers with commas between, as 50,100,200") from None
     folder = out_dir if out_dir is not None else Path("runs") / f"{path.stem if path.stem != 'plan' else path.resolve().parent.name}-curve"
+    _makeable(folder)
     found = learning_curve(
         plan, sizes=numbers, seeds=seeds, device=device, offline=offline, progress="none", said=lambda line: print(line, file=sys.stderr)
     )
@@ -570,6 +597,7 @@ def rank(
     """
     from tl_audit.ranking import rank_bases
 
+    _writable(out_file, (".json", ".csv"))
     options = {
         key: value
         for key, value in (("kind", kind), ("label", label), ("cluster", cluster), ("id", id_column), ("metadata", metadata))
@@ -581,6 +609,7 @@ def rank(
     for line in ranking.lines():
         out(shown(line))
     if out_file is not None:
+        out_file.parent.mkdir(parents=True, exist_ok=True)
         out(f"written {shown(ranking.save(out_file))}")
     return 0
 
@@ -662,20 +691,25 @@ def power(
         name, _, size = part.rpartition("=")
         if not name or not size.isdigit():
             raise ConfigError(f"--groups: {part!r} is no NAME=N, e.g. north=120,south=300")
+        if name in sizes:
+            raise ConfigError(f"--groups names {name!r} twice")
         sizes[name] = int(size)
     resolved = load_policy(policy)
     rows, left = planned(resolved, n, groups=sizes, rate=rate, discordant=discordant)
-    out(f"policy {shown(resolved.id)} v{resolved.version}, n = {n}, accuracy {rate:g}, discordant {discordant:g}: chance of a decision 80 %")
+    out(f"policy {shown(resolved.id)} v{resolved.version}, n = {n}, accuracy {rate:g}, discordant {discordant:g}")
+    out("read    each limit: with how many samples a model without fault keeps it, and what is found at this n, in four of five audits")
     for row in rows:
         sign = {"max": "<=", "min": ">=", "abs": "+-"}[row.bound.kind]
-        where = "".join(f" {key}={value}" for key, value in sorted(row.limit.slice.items())) + (f" group={row.group}" if row.group else "")
-        needs = "no size meets it" if row.needed is None else f"{row.needed} meet it where nothing is wrong"
-        finds = "nothing beyond it is found" if row.found is None else f"finds {amount(row.found, 3)}"
+        where = "".join(f" {key}={value}" for key, value in sorted(row.limit.slice.items()) if value)
+        where += f" group={row.group}" if row.group else ""
+        needs = "no number of samples keeps it" if row.needed is None else f"kept with {row.needed} samples"
+        beyond = "below" if row.bound.kind == "min" else "above"
+        finds = "nothing is found" if row.found is None else f"found if {amount(row.found, 3)} or {beyond}"
         out(f"{row.limit.check} {shown(row.limit.metric + where)}: {row.level} {sign} {amount(row.bound.value)}: {needs}; {finds}")
     if sizes and not any(row.group for row in rows):
         out("groups  the policy sets no limit on gaps between groups")
     if left:
-        out(f"left    cannot be foretold without data: {shown(', '.join(left))}")
+        _wrapped("left", f"cannot be foretold without data: {', '.join(left)}")
     return 0
 
 

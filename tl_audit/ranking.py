@@ -127,7 +127,8 @@ class Ranking:
         common = set.intersection(*names.values())
         if common and all(len(found) == 1 for found in leaders.values()):
             least = min(found[0].first_share for found in leaders.values())
-            text = f"All {len(leaders)} measures put {next(iter(common))} first, each in at least {_percent(least)} of resamples."
+            often = "in all resamples" if least == 1 else f"each in at least {_percent(least)} of resamples"
+            text = f"All {len(leaders)} measures put {next(iter(common))} first, {often}."
         elif common:
             text = f"All {len(leaders)} measures have {_listed([b for b in self.bases if b in common])} first or tied for it."
         else:
@@ -430,7 +431,7 @@ def _plan_of(name: str, base: Any, *, kind: str, seed: int) -> Any:  # Any: see 
 def _labels(domain: Domain) -> tuple[NDArray[np.int64], tuple[str, ...], list[str]]:
     """(N,) class numbers (-1 without a label), the classes that occur, and notes."""
     if domain.labels is None or domain.classes is None:
-        raise DataError(f"{domain.name}: has no class labels: ranking needs class folders, or a label column (label=)")
+        raise DataError(f"{domain.name}: no class labels; ranking needs class folders, or a label column (label=, --label)")
     notes: list[str] = []
     known = [label is not None for label in domain.labels]
     found = tuple(c for c in domain.classes if c in {str(v) for v, there in zip(domain.labels, known, strict=True) if there})

@@ -98,7 +98,8 @@ class Domain:
                 **options,
             )
         except DataError as error:
-            raise DataError(f"{name}: {error}") from error
+            text = str(error)  # a table named after its file says its name already
+            raise DataError(text if text.startswith((f"{name} ", f"{name}:")) else f"{name}: {text}") from error
         self.name = name
         self.samples: Samples = opened.samples
         self.labels: NDArray[np.object_] | None = opened.labels

@@ -85,7 +85,7 @@ class Store:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(
-                f"the evidence folder {self.folder} cannot be made: {error.strerror}; give another with [evidence] dir"
+                f"the evidence folder {self.folder} cannot be made: {error.strerror}; give another ([evidence] dir in audit.toml, --evidence of `rank`)"
             ) from error
         self._lock = _Lock(self.folder / "lock", self.note)
         self._finalizer = weakref.finalize(self, _end, self._lock, self.folder if self.temporary else None)

@@ -65,8 +65,13 @@ def planned(
     ConfigError : sizes or rates that are none
     """
     groups = groups or {}
-    if n < 1 or any(not 0 < size < n for size in groups.values()):
-        raise ConfigError(f"n = {n} with groups {dict(groups)}: give at least one sample, and groups smaller than n")
+    if n < 1:
+        raise ConfigError(f"n = {n}: give at least one sample")
+    for name, size in groups.items():
+        if not 0 < size < n:
+            raise ConfigError(
+                f"group {name} has {size} of n = {n} samples: give at least one, and fewer than n, since the rest is compared with it"
+            )
     if not (0 < rate < 1 and 0 < discordant <= 1):
         raise ConfigError(f"rate {rate:g} and discordant {discordant:g}: expected shares between 0 and 1")
     rows: list[Planned] = []
