@@ -134,3 +134,16 @@ def test_tiny_and_constant_features_never_raise(n: int, rng: np.random.Generator
             assert estimate.value is not None or estimate.reason
             assert estimate.value is None or np.isfinite(estimate.value)
             assert estimate.ladder or estimate.reason
+
+
+def test_variability_of_many_classes_needs_no_memory_for_blocks_times_classes_times_columns():
+    import tracemalloc
+
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(2000, 256)), np.arange(2000) % 500
+    tracemalloc.start()
+    found = class_variability(x, y, classes=500)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.interval() is not None
+    assert peak < 30e6  # 50 blocks of class sums would be 51 MB by themselves

@@ -425,3 +425,16 @@ def test_tiny_and_constant_features_never_raise(n: int, rng: np.random.Generator
                 assert estimate.value is not None or estimate.reason
                 assert estimate.value is None or np.isfinite(estimate.value)
                 assert estimate.ladder or estimate.reason
+
+
+def test_a_jackknife_that_moves_nothing_gives_no_interval_of_zero_width():
+    rng, without = np.random.default_rng(0), 0
+    for _ in range(20):
+        # noise whose covariance is shrunk wholly: a score of 0, which leaving out a block seldom moves
+        found = h_alpha(rng.normal(size=(40, 4)), np.r_[np.zeros(39, dtype=int), 1], classes=2, permutations=0)
+        if found.interval() is None:
+            without += 1
+            assert "no spread" in found.reason
+        else:
+            assert found.interval()[0] < found.interval()[1]
+    assert without

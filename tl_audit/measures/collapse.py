@@ -124,15 +124,14 @@ def class_variability(features: ArrayLike, labels: ArrayLike, *, classes: int, c
     f, codes = f[rows], codes[rows]
     blocks = min(BLOCKS, clusters)
     block = np.asarray(generator(seed, "collapse").permutation(clusters)[codes] % blocks, dtype=np.int64)
-    shape = (blocks, enough.size)
-    number, sums, powers = np.zeros(shape), np.zeros((*shape, f.shape[1])), np.zeros(shape)
-    np.add.at(number, (block, place), 1.0)
-    np.add.at(sums, (block, place), f)
-    np.add.at(powers, (block, place), (f**2).sum(axis=1))
-    value = _variability(number.sum(axis=0), sums.sum(axis=0), powers.sum(axis=0))
+    number, sums, powers = _class_sums(f, place, enough.size)
+    value = _variability(number, sums, powers)
     if value is None:
         return replace(base, reason="two classes have the same mean: the ratio is not defined")
-    left = [_variability(number.sum(axis=0) - number[u], sums.sum(axis=0) - sums[u], powers.sum(axis=0) - powers[u]) for u in range(blocks)]
+    left = []
+    for u in range(blocks):  # sums of one block at a time: classes times columns may be millions
+        gone = _class_sums(f[block == u], place[block == u], enough.size)
+        left.append(_variability(number - gone[0], sums - gone[1], powers - gone[2]))
     return _jackknife(replace(base, value=value), value, np.array([np.nan if one is None else one for one in left]), log=True)
 
 
@@ -200,6 +199,14 @@ def _ranks(x: FloatArray, block: IntArray, blocks: int) -> tuple[float | None, F
         without = _rank_of(gram - gone.T @ gone - np.outer(total, total) / (x.shape[0] - gone.shape[0]))
         left[u] = np.nan if without is None else without
     return value, left
+
+
+def _class_sums(f: FloatArray, place: IntArray, classes: int) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Rows, sums of the columns and sum of squared lengths of each class."""
+    sums = np.zeros((classes, f.shape[1]))
+    np.add.at(sums, place, f)
+    powers = np.bincount(place, (f**2).sum(axis=1), minlength=classes).astype(np.float64)
+    return np.bincount(place, minlength=classes).astype(np.float64), sums, powers
 
 
 def _variability(number: FloatArray, sums: FloatArray, powers: FloatArray) -> float | None:

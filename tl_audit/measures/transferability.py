@@ -677,6 +677,8 @@ def _with_jackknife(base: Estimate, made: _Evidence | _HAlpha | _Gbc, units: _Un
     if units.blocks < 2 or not np.isfinite(left).all():
         return replace(base, reason="too few independent units for an interval")
     error = float(np.sqrt((units.blocks - 1) / units.blocks * ((left - left.mean()) ** 2).sum()))
+    if error <= 1e-12 * max(1.0, abs(value)):
+        return replace(base, reason="no block changes the value: no spread to make an interval from")
 
     def bounds(alpha: float) -> tuple[float, float]:
         half = error * t_quantile(alpha, units.blocks - 1)
