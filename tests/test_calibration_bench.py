@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.calibration import audits, table
 from benchmarks.calibration.of_shift import WRONG
-from benchmarks.calibration.registry import SIMULATIONS, named
+from benchmarks.calibration.registry import KNOWN, SIMULATIONS, named
 from benchmarks.calibration.simulation import Drawn, Result, Row, Simulation, band, covered, simulate
 from benchmarks.calibration.simulation import tested as p_below_the_level
 from tl_audit.measures.estimate import Estimate
@@ -72,6 +72,10 @@ def test_names_are_unique_and_every_row_promises_something():
         assert len({row.part for row in simulation.rows}) == len(simulation.rows), simulation.name
         assert all(row.test or row.interval for row in simulation.rows), simulation.name
         assert all(bool(row.known) == bool(row.because) for row in simulation.rows), simulation.name
+
+
+def test_a_known_breach_is_one_of_a_row_that_exists():
+    assert set(KNOWN) <= {(simulation.name, row.part) for simulation in SIMULATIONS for row in simulation.rows}
 
 
 def test_both_designs_and_both_sizes_occur():
@@ -137,7 +141,7 @@ def test_new_results_take_the_place_of_old_ones_of_the_same_row():
     (old,) = simulate(coin(0.05, 0.95), 100)
     (new,) = simulate(coin(0.0, 0.95), 100)
     gone = replace(old, simulation="gone")
-    assert table.merged([old, gone], [new], ["coin"]) == [new]
+    assert table.merged([old, gone], [new], [coin(0.0, 0.95)]) == [new]
     assert "| coin |" in table.markdown([new])
 
 

@@ -38,10 +38,9 @@ def main(arguments: Sequence[str] = ()) -> None:
     if not simulations:
         parser.error(f"no simulation holds {chosen.only[0]!r} in its name")
     if chosen.missing:
-        known = {(one.simulation, one.part, one.test, one.interval, one.known): one.runs for one in table.load()[1]}
+        known = {(one.simulation, one.part, one.test, one.interval): one.runs for one in table.load()[1]}
         simulations = [s for s in simulations if any(_short(s, row, known, chosen.runs) for row in s.rows)]
     stored = (chosen.runs is None or chosen.store) and not chosen.first
-    order = [s.name for s in SIMULATIONS]
     results: list[Result] = []
     for rows, seconds in _simulated(simulations, chosen.runs, chosen.first, chosen.jobs):
         results += rows
@@ -50,15 +49,15 @@ def main(arguments: Sequence[str] = ()) -> None:
                 f"{seconds:7.1f} s  {one.verdict():12s} {' '.join(f'{rate:.3f}' for rate, _, _ in one.errors()):12s} {one.name}", flush=True
             )
         if stored:
-            table.save(table.merged(table.load()[1], rows, order))
-    results = table.merged([], results, order)
+            table.save(table.merged(table.load()[1], rows, SIMULATIONS))
+    results = table.merged([], results, SIMULATIONS)
     print(f"\n{table.summary(results)}\n\n{table.markdown(results)}")
 
 
 def _short(simulation: Simulation, row: Row, known: dict[tuple[object, ...], int], runs: int | None) -> bool:
     """Whether the stored table lacks this row, or holds it with fewer runs than asked for."""
     wanted = simulation.runs if runs is None else min(runs, simulation.runs)
-    return known.get((simulation.name, row.part, row.test, row.interval, row.known), 0) < wanted
+    return known.get((simulation.name, row.part, row.test, row.interval), 0) < wanted
 
 
 def _audits(kinds: Sequence[str] | None, subjects: int, jobs: int) -> None:

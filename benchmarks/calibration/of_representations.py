@@ -74,7 +74,7 @@ def _probes(n: int, size: int) -> Simulation:
     design = f"{_design(n, size)}, 2 classes, 4 columns"
     rows = (Row(test="careful", interval="careful"),)
     return Simulation(
-        f"backward transfer of a probe, n {n}, {design}", "probe.linear_probe", design, n, draw, rows, runs=400, quick=20
+        f"backward transfer of a probe, n {n}, {design}", "probe.linear_probe", design, n, draw, rows, runs=60, quick=10
     )  # fmt: skip
 
 

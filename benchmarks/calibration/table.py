@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.calibration.simulation import Promise, Result, band
+from benchmarks.calibration.simulation import Promise, Result, Simulation, band
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
@@ -33,13 +33,21 @@ def load(path: Path = RESULTS) -> tuple[dict[str, Any], list[Result]]:
     return {key: stored[key] for key in ("made", "versions")}, [Result(**row) for row in stored["rows"]]
 
 
-def merged(old: Iterable[Result], new: Iterable[Result], order: Iterable[str]) -> list[Result]:
-    """The new results in place of the old ones of the same simulations; those that the registry no longer has are dropped."""
+def merged(old: Iterable[Result], new: Iterable[Result], simulations: Sequence[Simulation]) -> list[Result]:
+    """The new results in place of the old ones of the same simulations, in the order of these; rows that they no longer have are dropped.
+
+    What is known of a row is taken from the registry, so that saying why a row errs needs no new run.
+    """
     fresh = list(new)
     replaced = {one.simulation for one in fresh}
     together = [one for one in old if one.simulation not in replaced] + fresh
-    place = {name: position for position, name in enumerate(order)}
-    return sorted((one for one in together if one.simulation in place), key=lambda one: place[one.simulation])
+    found = {(one.simulation, one.part): one for one in together}
+    return [
+        replace(found[simulation.name, row.part], known=row.known, because=row.because)
+        for simulation in simulations
+        for row in simulation.rows
+        if (simulation.name, row.part) in found
+    ]
 
 
 def save(results: list[Result], json_path: Path = RESULTS, page: Path = PAGE) -> None:
