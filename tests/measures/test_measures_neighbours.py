@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tl_audit.errors import DataError
-from tl_audit.measures.neighbours import components, cosines, hamming_pairs, knn_distance, tolerance_pairs
+from tl_audit.measures.neighbours import components, cosines, hamming_pairs, knn_distance, spanning, tolerance_pairs
 
 BITS = np.uint64(1) << np.arange(64, dtype=np.uint64)
 
@@ -124,3 +124,19 @@ def test_pairs_join_rows_into_groups() -> None:
     none = np.zeros(0, dtype=np.int64)
     assert components(3, (none, none)) == []
     assert components(0, (none, none)) == []
+
+
+def test_a_few_pairs_join_the_same_rows_as_all_of_them_however_they_come():
+    rng = np.random.default_rng(11)
+    i, j = rng.integers(0, 60, (2, 40))
+    i, j = i[i != j], j[i != j]
+    clique = np.triu_indices(30, 1)
+    first, second = np.r_[i, 60 + clique[0]], np.r_[j, 60 + clique[1]]
+    expected = [group.tolist() for group in components(100, (first, second))]
+    for size, most in ((7, 5), (1000, 10**6), (3, 1)):
+        blocks = [(first[at : at + size], second[at : at + size]) for at in range(0, first.size, size)]
+        kept = spanning(100, iter(blocks), most)
+        assert [group.tolist() for group in components(100, kept)] == expected
+        assert kept[0].size == sum(len(group) - 1 for group in expected)
+        assert set(np.concatenate(kept).tolist()) == set(first.tolist()) | set(second.tolist())
+    assert [part.size for part in spanning(5, iter(()))] == [0, 0]

@@ -87,12 +87,15 @@ def near_duplicates(subject: Subject, evidence: Evidence, context: Context) -> M
     for role in roles:
         theirs, _ = _distinct(hashes[role], same.comparable(role))
         for i, j, agreement in same.near("target", fresh, role, theirs):
-            for a, b, c in zip(i.tolist(), j.tolist(), np.ones(i.size) if agreement is None else agreement, strict=True):
-                if a not in best or float(c) > best[a][0]:
-                    best[a] = (float(c), role, b)
+            like = np.ones(i.size) if agreement is None else agreement
+            # of each sample's pairs in this block the closest, of equal ones the first
+            order = np.lexsort((-like, i))
+            order = order[np.r_[True, i[order][1:] != i[order][:-1]]]
+            for a, b, c in zip(i[order].tolist(), j[order].tolist(), like[order].tolist(), strict=True):
+                if a not in best or c > best[a][0]:
+                    best[a] = (c, role, b)
     leaked = np.array(sorted(r for r in np.flatnonzero(twin_of >= 0).tolist() if int(twin_of[r]) in best), dtype=np.int64)
-    inside = [(i, j) for i, j, _ in same.near("target", target, "target", None)]
-    pairs = tuple(np.concatenate([p[k] for p in inside]) if inside else np.zeros(0, dtype=np.int64) for k in (0, 1))
+    pairs = neighbours.spanning(n, ((i, j) for i, j, _ in same.near("target", target, "target", None)))
     near_inside = np.isin(twin_of, np.concatenate(pairs))
     groups = _groups(pairs, target, twin_of, evidence.sketches("target") is not None)
     chance, random = _by_chance(same, evidence, roles, hashes, context.seed)

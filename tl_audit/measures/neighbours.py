@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -170,6 +170,29 @@ def cosines(first: NDArray[np.floating], second: NDArray[np.floating], i: IntArr
         lengths = np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1))
         out[start : start + step] = np.divide((x * y).sum(axis=1), lengths, out=np.full(len(x), np.nan), where=lengths > 0)
     return out
+
+
+def spanning(n: int, pairs: Iterable[Pairs], most: int = _CHUNK) -> Pairs:
+    """Pairs that join the same rows as all of ``pairs`` do, fewer than ``n``: of a thousand frames alike not half a million pairs are kept.
+
+    Each row of a component is paired with the component's first row. Not more than ``most`` pairs (and the last block) are held at once.
+    """
+    held: list[Pairs] = []
+    count = 0
+    for block in pairs:
+        held.append(block)
+        count += block[0].size
+        if count > most:
+            held = [_stars(n, held)]
+            count = held[0][0].size
+    return _stars(n, held)
+
+
+def _stars(n: int, held: list[Pairs]) -> Pairs:
+    none = np.zeros(0, dtype=np.int64)
+    groups = components(n, (np.concatenate([none, *(i for i, _ in held)]), np.concatenate([none, *(j for _, j in held)])))
+    first = [np.full(group.size - 1, group[0], dtype=np.int64) for group in groups]
+    return np.concatenate([none, *first]), np.concatenate([none, *(group[1:] for group in groups)])
 
 
 def components(n: int, pairs: Pairs) -> list[IntArray]:
