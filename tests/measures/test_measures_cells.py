@@ -172,3 +172,11 @@ def test_what_cannot_be_asked_is_refused():
         group_metrics([0], [0], {"g": ["a"]}, metrics=["tpr"])
     with pytest.raises(DataError, match="must be the same samples"):
         group_metrics([0, 1], [0, 1], {"g": ["a"]})
+
+
+def test_more_combinations_than_memory_holds_are_refused_before_it_is_taken(rng):
+    y = rng.integers(0, 2, 400)
+    groups = {f"attribute {k}": np.arange(400) for k in range(8)}  # 400⁸ does not even fit an integer
+    with pytest.raises(DataError, match="name fewer attributes at once"):
+        group_metrics(y, y, groups, positive=1)
+    assert group_metrics(y, y, {"one": np.arange(400)}, positive=1, metrics=["accuracy"])[0].values

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from tl_audit.measures.sampling import cluster_codes, generator, group_codes
 from tl_audit.measures.states import RATES, events_of
 
 RESAMPLES = 1000
+MOST_NUMBERS = 250_000_000
+"""Counts held at once, cells times resamples: 2 GB."""
 METRICS = (*RATES, "f1", "balanced_accuracy")
 _EVERYONE = ("accuracy",)  # metrics that need no positive class
 _ALPHAS = np.array(LADDER_ALPHAS)
@@ -78,7 +81,7 @@ def group_metrics(
 
     Raises
     ------
-    DataError : lengths that differ, an unknown metric, one that needs ``positive``, no attribute
+    DataError : lengths that differ, an unknown metric, one that needs ``positive``, no attribute, more combinations than memory holds
 
     Examples
     --------
@@ -99,13 +102,19 @@ def group_metrics(
     at = None if positive is None else _code_of(positive, classes)
     coded = {name: _codes(values, n) for name, values in groups.items()}
     shape = (len(classes) + 1, len(classes) + 1, *(max(1, len(names)) for _, names in coded.values()))
+    held = prod(shape) * max(1, resamples)
+    if held > MOST_NUMBERS:
+        raise DataError(
+            f"{prod(shape)} combinations of label, prediction and {', '.join(coded)} in {resamples} resamples take {held * 8 / 1e9:.0f} GB: "
+            "name fewer attributes at once, or bin those with many values"
+        )
     cell = np.zeros(n, dtype=np.int64)
     for size, codes in zip(shape, (y, p, *(codes for codes, _ in coded.values())), strict=True):
         cell *= size
         cell += codes
     units = None if cluster is None else cluster_codes(cluster, n)
     clusters = None if units is None else (int(units.max()) + 1 if n else 0)
-    size = int(np.prod(shape))
+    size = prod(shape)
     counts = np.bincount(cell, minlength=size)
     drawn = _drawn(cell, counts, units, resamples, generator(seed, "group_metrics")).reshape(resamples, *shape) if n else None
     table = counts.reshape(shape)
