@@ -15,7 +15,7 @@ from tl_audit.defects import DEFECTS, TOPICS
 from tl_audit.defects.base import Defect, Fires, Outcome, Planted, Quiet, Verdict, examine, fires, quiet, with_dependencies
 from tl_audit.defects.matrix import chosen, combined, examine_all, labels, lines, markdown
 from tl_audit.defects.worlds import CLEAN, Recipe, changed, draw, joined, world
-from tl_audit.errors import ConfigError
+from tl_audit.errors import ConfigError, Interrupted
 from tl_audit.records.findings import Finding, LimitOutcome
 
 
@@ -94,6 +94,22 @@ def test_a_check_that_runs_only_where_a_policy_asks_for_it_is_not_taken_for_abse
     optional = [one.code for one in BUILTIN if one.optional]
     with pytest.raises(ConfigError, match="runs only where the policy asks for it"):
         examine(Defect(90, "nothing", nothing, (), quiet(optional[0].removeprefix("TLA"))), "tabular", 0)
+
+
+def test_who_asks_to_stop_is_obeyed_and_no_partial_audit_is_judged(monkeypatch: Any) -> None:
+    from tl_audit import auditing
+
+    whole = auditing.audit
+
+    def stopped(*given: Any, **more: Any) -> Any:
+        report = whole(*given, **more)
+        outcome = report.result.outcome.model_copy(update={"partial": "interrupted by SIGTERM after 1 of 2 checks"})
+        return replace(report, result=report.result.model_copy(update={"outcome": outcome}))
+
+    monkeypatch.setattr(auditing, "audit", stopped)
+    with pytest.raises(Interrupted) as stop:
+        examine(Defect(90, "nothing", nothing, (), quiet("104")), "tabular", 0)
+    assert stop.value.exit_code == 143
 
 
 def test_what_a_check_reads_is_run_with_it() -> None:

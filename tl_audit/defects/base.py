@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from tl_audit.defects.worlds import DECLARED, Kind
-from tl_audit.errors import ConfigError
+from tl_audit.errors import ConfigError, Interrupted
 from tl_audit.records.findings import Finding, LimitOutcome, Status
 
 if TYPE_CHECKING:
@@ -268,6 +268,7 @@ def examine(defect: Defect, kind: Kind, seed: int) -> Outcome:
 
     Raises
     ------
+    Interrupted : asked to stop
     ConfigError : a kind of data on which the row makes no sense; a check that runs only under policies that ask for it, and the row's does not
     """
     if kind not in defect.kinds:
@@ -304,7 +305,12 @@ def _audited(planted: Planted, codes: Sequence[str], kind: Kind, seed: int) -> A
         "budget": planted.budget, "select": select, "seed": seed, "device": "cpu", **planted.options,
     }  # fmt: skip
     with planted.around():
-        return audit(planted.subject, **given).result
+        result = audit(planted.subject, **given).result
+    if (
+        result.outcome.partial is not None
+    ):  # a partial audit says nothing of the defect, and whoever asked to stop does not want the next row
+        raise Interrupted(143 if "SIGTERM" in result.outcome.partial else 130)
+    return result
 
 
 def with_dependencies(codes: Sequence[str]) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 UNSOUND: dict[Kind, tuple[str, ...]] = {"image": ("edge_map", "random_map"), "tabular": ("random_map",)}
 SOUND = "kernel_shap"
-SAMPLES: dict[Kind, int] = {"image": 48, "tabular": 120}
+SAMPLES: dict[Kind, int] = {"image": 120, "tabular": 120}
 BUDGET: dict[Kind, int] = {"image": 128, "tabular": 64}
 NEVER_PASS: tuple[Status, ...] = ("fail", "warn", "inconclusive")
 BLANK = 40
