@@ -15,7 +15,6 @@ from typing import Any
 import tl_audit as ta
 from benchmarks.calibration import clean
 from benchmarks.calibration.table import DOCS, HERE, versions, within
-from tl_audit.runner import INTERRUPTED
 
 WORK = HERE.parents[1] / "runs" / "calibration"
 RESULTS = HERE / "audits.json"
@@ -36,7 +35,7 @@ def audited(kind: str, seed: int, work: Path = WORK) -> dict[str, Any]:
         run, **domains, declared=clean.DECLARED, seed=seed, methods=METHODS[kind], attribution_samples=MAPS, budget=BUDGET
     )  # fmt: skip
     shutil.rmtree(run)
-    if any(f.reason == INTERRUPTED for f in report.findings):
+    if report.result.outcome.partial is not None:
         raise SystemExit(f"stopped while {kind} subject {seed} was audited; those before it are kept")
     return {
         "kind": kind,
