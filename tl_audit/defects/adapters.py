@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 
 from tl_audit.defects.base import Audits, Defect, Planted, fires, quiet
-from tl_audit.defects.worlds import Kind, World, world
+from tl_audit.defects.worlds import ALONE, Kind, World, world
 from tl_audit.models import save_weights
 from tl_audit.models.adapters import Adapter, LoraModule
 from tl_audit.subject import Subject
 
-RANK = 3
+N, RANK = 100, 3
 MODULES: dict[Kind, tuple[str, ...]] = {"image": ("block2.conv", "block3.conv"), "tabular": ("hidden2.linear",)}
 
 
@@ -45,7 +45,8 @@ def _subject(grown: World, times: int) -> Subject:
             for _ in range(times):
                 weight.add_(one.delta(tuple(weight.shape)).to(weight.dtype))
     file = save_weights(module, Path(grown.run_dir) / f"merged-{times}.safetensors")
-    return grown.subject(adapted=replace(grown.adapted, module=module, file=file), adapter=adapter)
+    target = grown.opened("target", grown.drawn("adapters", N))
+    return grown.subject(adapted=replace(grown.adapted, module=module, file=file), adapter=adapter, target=target, **ALONE)
 
 
 def _merged(kind: Kind, seed: int, times: int) -> Planted:
@@ -95,6 +96,6 @@ ADAPTERS: tuple[Defect, ...] = (
     ),
     Defect(
         27, "Adapters merged otherwise than declared", adapters_never_merged, fires("106", statuses=("fail",), metric="merge_factor_error"),
-        quiet("103", "109"), variant="never", cheap=True,
+        quiet("103", "109"), variant="never",
     ),
 )  # fmt: skip

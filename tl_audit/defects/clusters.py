@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tl_audit.checks.data import INDEPENDENT
 from tl_audit.defects.base import Audits, Defect, Planted, quiet
-from tl_audit.defects.worlds import NUMBERS, Kind, Reading, World, world
+from tl_audit.defects.worlds import ALONE, NUMBERS, Kind, Reading, World, world
 from tl_audit.measures.sampling import generator
 from tl_audit.subject import Domain
 
@@ -40,7 +40,11 @@ def patients(kind: Kind, seed: int, size: tuple[int, int], draw: int = 0) -> Pla
     domains = {role: _with_patients(grown, role, size, draw) for role in ("source", "target")}
     named = {role: _opened(grown, role, *parts) for role, parts in domains.items()}
     nameless = {role: _opened(grown, role, reading, None) for role, (reading, _) in domains.items()}
-    return Planted(grown.subject(**named), reference=Planted(grown.subject(**nameless)), assertions=(_rows_were_taken_for_independent,))
+    return Planted(
+        grown.subject(**{**ALONE, **named}),
+        reference=Planted(grown.subject(**{**ALONE, **nameless})),
+        assertions=(_rows_were_taken_for_independent,),
+    )
 
 
 def _with_patients(grown: World, role: str, size: tuple[int, int], draw: int) -> tuple[Reading, NDArray[np.object_]]:
@@ -86,7 +90,7 @@ def twenty_equal_groups(kind: Kind, seed: int) -> Planted:
     group = np.array([f"g{i:02d}" for i in rng.permutation(np.repeat(np.arange(GROUPS), OF))], dtype=object)
     half = np.where(rng.permutation(GROUPS * OF) % 2 == 0, "day", "night").astype(object)
     target = grown.opened("target", reading, groups={"group": group, "half": half})
-    return Planted(grown.subject(target=target), assertions=(_within_the_null_band,))
+    return Planted(grown.subject(target=target, **ALONE), assertions=(_within_the_null_band,))
 
 
 def _within_the_null_band(audits: Audits) -> Iterator[str]:

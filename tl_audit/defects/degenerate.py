@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_audit.defects.base import Assertion, Audits, Defect, Planted, Quiet, fires, quiet
-from tl_audit.defects.worlds import Kind, Reading, World, world
+from tl_audit.defects.worlds import ALONE, Kind, Reading, World, world
 from tl_audit.measures.sampling import generator
 from tl_audit.records.exhibits import Bars, Cell, Intervals, Table
 
@@ -26,7 +26,7 @@ def _target(kind: Kind, seed: int) -> tuple[World, Reading]:
 
 
 def _audited(grown: World, reading: Reading, groups: dict[str, NDArray[np.object_]], *assertions: Assertion) -> Planted:
-    return Planted(grown.subject(target=grown.opened("target", reading, groups=groups)), assertions=assertions)
+    return Planted(grown.subject(target=grown.opened("target", reading, groups=groups), **ALONE), assertions=assertions)
 
 
 def one_group_only(kind: Kind, seed: int) -> Planted:

@@ -7,16 +7,18 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from tl_audit.checks import BUILTIN
 from tl_audit.defects.base import Audits, Defect, Fires, Planted, fires, quiet
 from tl_audit.defects.comparison import otherwise
 from tl_audit.defects.shortcuts import cue
-from tl_audit.defects.worlds import DECLARED, Kind, Reading, World, world
+from tl_audit.defects.worlds import ALONE, DECLARED, Kind, Reading, World, world
 from tl_audit.policy import Policy, load_policy
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from tl_audit.subject import Subject
 
 N = 300
-"""Target rows: what is said of a missing part depends on what is there, not on how much."""
+"""Rows per domain: what is said of a missing part depends on what is there, not on how much."""
 
 
 # -- row 32: a part is missing ------------------------------------------------------------------------------------------------
@@ -69,7 +71,9 @@ def _drawn(kind: Kind, seed: int) -> tuple[World, Reading]:
 
 def _whole(kind: Kind, seed: int) -> Subject:
     grown, reading = _drawn(kind, seed)
-    return grown.subject(target=grown.opened("target", reading), cues=(cue(kind),))
+    rows = np.arange(N)
+    less = {role: grown.opened(role, grown.readings[role].take(rows)) for role in ("source", "train")}
+    return grown.subject(**less, validation=None, target=grown.opened("target", reading), cues=(cue(kind),))
 
 
 @lru_cache(maxsize=2)
@@ -82,8 +86,6 @@ def _full(kind: Kind, seed: int) -> AuditResult:
 
 
 def _without(kind: Kind, seed: int, name: str, **gone: Any) -> Planted:  # Any: fields of Subject
-    from dataclasses import replace
-
     assertion = partial(_no_pass_that_depended_on_it, name=name, kind=kind, seed=seed)
     return Planted(replace(_whole(kind, seed), **gone), select=PARTS[name].families, assertions=(assertion,))
 
@@ -180,7 +182,7 @@ def a_policy_edited_after_the_first_run(kind: Kind, seed: int) -> Planted:
     year = datetime.timedelta(days=365)
     first = _policy(folder / "first.toml", 0.10, 0.20, today + year, changed=-3600.0)
     edited = _policy(folder / "edited.toml", 0.20, 0.40, today - year, changed=60.0)
-    subject = grown.subject(target=grown.opened("target", reading))
+    subject = grown.subject(**{**ALONE, "target": grown.opened("target", reading), "source": grown.domains["source"]})
     options = {"evidence_dir": folder / "evidence"}
     return Planted(
         subject, policy=edited, select=JUDGED, options=options, assertions=(_numbers_stay, _the_first_run_was_sound),
@@ -207,15 +209,15 @@ def _the_first_run_was_sound(audits: Audits) -> Iterator[str]:
 
 GOVERNANCE: tuple[Defect, ...] = (
     Defect(32, "A part is missing", no_base, expected("base"), variant="base"),
-    Defect(32, "A part is missing", no_groups, expected("groups"), variant="groups"),
-    Defect(32, "A part is missing", no_source, expected("source"), variant="source"),
+    Defect(32, "A part is missing", no_groups, expected("groups"), kinds=("tabular",), variant="groups"),
+    Defect(32, "A part is missing", no_source, expected("source"), kinds=("tabular",), variant="source"),
     Defect(
         32, "A part is missing", no_policy,
         (
             *fires("904", statuses=("not_evaluated",), says="frameworks"), *fires("905", statuses=("not_evaluated",), says="waiver"),
             *fires("902", statuses=("not_evaluated",), says="question"),
         ),
-        quiet("301", "602"), variant="policy",
+        quiet("301", "602"), kinds=("tabular",), variant="policy",
     ),
     Defect(
         33, "Policy edited after the first run, waiver expired", a_policy_edited_after_the_first_run,

@@ -110,7 +110,10 @@ def a_weight_that_is_no_number(kind: Kind, seed: int) -> Planted:
     def edit(module: nn.Module) -> None:
         module.get_submodule("head").get_parameter("weight")[0, 0] = torch.nan
 
-    return Planted(grown.subject(adapted=altered(grown, edit, name="nan")), assertions=(_no_number_of_its_outputs,))
+    return Planted(
+        grown.subject(adapted=altered(grown, edit, name="nan"), target=grown.opened("target", grown.drawn("nan", N))),
+        assertions=(_no_number_of_its_outputs,),
+    )
 
 
 def _no_number_of_its_outputs(audits: Audits) -> Iterator[str]:

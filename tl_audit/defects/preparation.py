@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tl_audit.defects.base import Defect, Planted, fires, quiet
-from tl_audit.defects.worlds import Kind, world
+from tl_audit.defects.worlds import ALONE, Kind, world
 from tl_audit.records.preprocessing import Preprocessing, TableEncoding
 
+N = 400
 MEAN, STD = 0.5, 0.25
 """What pictures are scaled by; the base was made without."""
 
@@ -29,7 +30,8 @@ def scaled_as_for_another_base(kind: Kind, seed: int) -> Planted:
         other = spec.model_copy(update={"mean": (MEAN,) * spec.channels, "std": (STD,) * spec.channels})
     else:
         raise TypeError(f"the {kind} world prepares its inputs by {type(spec).__name__}")
-    return Planted(grown.subject(adapted=replace(grown.adapted, preprocessing=other)))
+    target = grown.opened("target", grown.drawn("preparation", N))
+    return Planted(grown.subject(adapted=replace(grown.adapted, preprocessing=other), target=target, **ALONE))
 
 
 PREPARATION: tuple[Defect, ...] = (

@@ -297,6 +297,8 @@ def _rows(rng: np.random.Generator, n: int, recipe: Recipe) -> Reading:
 
 
 CLEAN = Ingredients()
+ALONE: Mapping[str, None] = {"source": None, "train": None, "validation": None}
+"""For ``World.subject``: the target is the only domain. Where a row needs no other, none is read."""
 
 
 @lru_cache(maxsize=16)
