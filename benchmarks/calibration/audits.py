@@ -21,7 +21,7 @@ RESULTS = HERE / "audits.json"
 PAGE = HERE / "audits.md"
 METHODS = {"tabular": ("integrated_gradients",), "image": ("integrated_gradients", "grad_cam")}
 MAPS = 30  # the least that a verdict on maps needs
-BUDGET = 32
+BUDGET = 64
 ACCUSED = ("fail", "warn")
 SECTIONS = ("provenance", "data", "performance", "transfer", "shift", "fairness", "explanations", "robustness", "governance")
 
