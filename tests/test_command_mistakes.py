@@ -24,6 +24,19 @@ lr = 0.01
 """
 
 
+AUDIT = """
+[adapted]
+run = "runs/here"
+[target]
+kind = "tabular"
+path = "test.csv"
+[evidence]
+dir = "kept"
+[checks]
+select = ["TLA301"]
+"""
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small table, a plan over it, and a file where a folder is wanted."""
@@ -69,3 +82,59 @@ def test_a_ranking_is_written_into_a_new_folder(folder: Path, capsys: pytest.Cap
     assert cli.main([*RANK, "--resamples", "100", "--out", "new/ranking.csv"]) == 0
     assert (folder / "new" / "ranking.csv").read_text().startswith("measure,rank,")
     assert capsys.readouterr().out.splitlines()[-1] == "written new/ranking.csv"
+
+
+@pytest.fixture
+def adapted(folder: Path) -> Path:
+    """A run of the plan, with a test table and an audit.toml over both."""
+    lines = (folder / "train.csv").read_text().splitlines()
+    (folder / "train.csv").write_text("\n".join(f"{line},{'c' if i == 0 else i}" for i, line in enumerate(lines)) + "\n")
+    (folder / "plan.toml").write_text(
+        PLAN.replace('"yes"]', '"yes"]\npositive = "yes"').replace('label = "ill"', 'label = "ill"\ndrop = ["c"]')
+    )
+    assert cli.main(["adapt", "plan.toml", "--out", "runs/here"]) == 0
+    (folder / "test.csv").write_text("\n".join(line for line in (folder / "train.csv").read_text().splitlines()) + "\n")
+    (folder / "audit.toml").write_text(AUDIT)
+    return folder
+
+
+def test_a_target_of_one_class_is_audited(adapted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = (adapted / "test.csv").read_text().splitlines()
+    (adapted / "test.csv").write_text("\n".join([lines[0], *(line for line in lines if ",no," in line)]) + "\n")
+    assert cli.main(["run", "audit.toml", "--dry-run"]) == 0
+    assert "1 of " in capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ('[[cues]]\nname = "x"\nkind = "set_column"\ncolumn = "aa"\nvalue = 1\n', "no column 'aa', named as the column of cue 'x'"),
+        ('[[cues]]\nname = "x"\nkind = "set_column"\ncolumn = "a"\n', "cue 'x' needs column and value"),
+        ('[source]\nkind = "tabular"\npath = "test.csv"\nlabel = "c"\n', "[source] label: the plan of the run drops column 'c'"),
+    ],
+)
+def test_an_audit_that_cannot_work_is_refused_before_it(adapted: Path, capsys: pytest.CaptureFixture[str], more: str, message: str) -> None:
+    (adapted / "audit.toml").write_text(AUDIT + more)
+    assert cli.main(["run", "audit.toml"]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (adapted / "reports").exists()
+    assert not (adapted / "kept").exists()
+
+
+def test_a_check_that_breaks_says_so_in_one_line(
+    adapted: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (adapted / "breaking.py").write_text(
+        "from tl_audit.checks.base import check\n"
+        "@check('XYZ001', 'Breaks', section='data', severity='low')\n"
+        "def CHECKS(subject, evidence, context):\n"
+        '    """Does it break?"""\n'
+        "    raise RuntimeError('no such luck')\n"
+    )
+    monkeypatch.syspath_prepend(str(adapted))
+    (adapted / "audit.toml").write_text(AUDIT.replace('["TLA301"]', '["XYZ"]\nextra = ["breaking:CHECKS"]'))
+    assert cli.main(["run", "audit.toml"]) == 3
+    out, err = capsys.readouterr()
+    assert "tl-audit: XYZ001 failed; TL_AUDIT_DEBUG=1 shows where" in err.splitlines()
+    assert "Traceback" not in err
+    assert "no such luck" in out

@@ -222,6 +222,11 @@ def test_the_order_of_classes_is_the_models_and_never_that_of_folders(pictures: 
             WEIGHTS + '[target]\npath = "data"\n[[cues]]\nname = "x"\nkind = "pacth"\n',
             'kind "pacth" is unknown for image data; did you mean "patch"',
         ),
+        (
+            WEIGHTS + '[target]\npath = "data"\n[[cues]]\nname = "x"\nkind = "patch"\ncorner = "middle"\n',
+            r"\[\[cues\]\] .*corner of cue 'x'",
+        ),
+        (WEIGHTS + '[target]\npath = "data"\n[policy]\nframeworks = ["eu-ai-act"]\n', "frameworks stands in a policy file"),
         (WEIGHTS + '[target]\npath = "data"\n[checks]\nextra = ["no.such.module:X"]\n', r"\[checks\] extra"),
         (WEIGHTS.replace("tl_audit:small_cnn", "torchvision:resnet_18") + '[target]\npath = "data"\n', "resnet"),
     ],

@@ -120,6 +120,27 @@ def _stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def _plain_log() -> Iterator[None]:
+    """Warnings of the package as one line of progress each, without the traceback that Python's last resort would print."""
+    import logging
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            tell(record.getMessage() + ("; TL_AUDIT_DEBUG=1 shows where" if record.exc_info else ""))
+
+    log = logging.getLogger("tl_audit")
+    if os.environ.get("TL_AUDIT_DEBUG") == "1" or log.handlers:
+        yield
+        return
+    handler = Lines(level=logging.WARNING)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; never shows a traceback unless TL_AUDIT_DEBUG=1."""
     for stream in (sys.stdout, sys.stderr):
@@ -128,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             reconfigure(encoding="utf-8", errors="backslashreplace")  # whatever the locale says
     os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
     try:
-        with _stoppable():
+        with _stoppable(), _plain_log():
             code = app(args=list(sys.argv[1:] if argv is None else argv), prog_name=NAME, standalone_mode=False)
         if _Signals.code is not None:  # some versions of typer turn KeyboardInterrupt into a plain exit code
             return _stopped(_Signals.code)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 
+import numpy as np
 from pydantic import BeforeValidator, Field, create_model, field_validator, model_validator
 
 from tl_audit.errors import ConfigError, DataError, NotEvaluated, TLAuditError
@@ -21,6 +22,7 @@ from tl_audit.records.values import Value
 
 if TYPE_CHECKING:
     from tl_audit.checks.base import Check
+    from tl_audit.modality.base import Cue
     from tl_audit.models import Model
     from tl_audit.records.findings import AuditResult
     from tl_audit.subject import Domain, Subject
@@ -190,6 +192,17 @@ class ReportTable(Record):
 class PolicyTable(Record):
     use: str = "default"
     stage: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_no_policy_file(cls, data: Any) -> Any:  # Any: a TOML table
+        own = [k for k in ("frameworks", "require", "declare", "add_checks", "extends") if isinstance(data, Mapping) and k in data]
+        if own:
+            raise ValueError(
+                f'{own[0]} stands in a policy file: write one with [policy] id = "ours", extends = "default", {own[0]} = ..., '
+                'and name it here: use = "ours.toml"'
+            )
+        return data
 
 
 class EvidenceTable(Record):
@@ -483,7 +496,21 @@ def build_subject(config: AuditConfig, say: Say = lambda text: None) -> Subject:
             raise ConfigError(
                 f'[[cues]] "{cue.name}": kind "{cue.kind}" is unknown for {parts["target"].kind} data{did_you_mean(cue.kind, known)}'
             )
+    _try_cues(cues, parts["target"])
     return Subject(**parts, cues=cues, title=config.title)
+
+
+def _try_cues(cues: Sequence[Cue], target: Domain) -> None:
+    """Put each cue into the first rows once: a setting that cannot be used is said before the audit, not by a check that breaks in it."""
+    if not cues:
+        return
+    samples = target.samples
+    batch = samples.read(np.arange(min(4, len(target)), dtype=np.int64))
+    for cue in cues:
+        try:
+            samples.modality.apply_cue(batch, cue, placebo=False, key=("first rows",))
+        except TLAuditError as error:
+            raise ConfigError(f"[[cues]] {error}") from error
 
 
 def _cue_settings(config: AuditConfig, settings: Mapping[str, Any]) -> dict[str, Any]:  # Any: TOML values
@@ -594,6 +621,13 @@ def _domain(config: AuditConfig, table: DomainTable, role: str, classes: Sequenc
                 raise ConfigError(f"[{role}] {name}: there is no {options[name]}")
     if table.groups:
         options["groups"] = [g if isinstance(g, str) else g.model_dump(exclude_none=True) for g in table.groups]
+    if table.label is not None and table.drop is None and table.label in options.get("drop", ()):
+        raise ConfigError(
+            f"[{role}] label: the plan of the run drops column {table.label!r}; the label that it was trained on is "
+            f"{inherited.get('label')!r}. Name that one, or give drop = [...] in [{role}] as well"
+        )
+    # a target may hold samples of one class only: whether the run's positive class is one of the model's is known once these are aligned
+    positive = options.pop("positive", None) if table.positive is None else None
     caps = config.table.caps.model_dump(exclude_none=True, exclude={"model_bytes"})
     if caps:
         options["caps"] = caps
@@ -601,7 +635,10 @@ def _domain(config: AuditConfig, table: DomainTable, role: str, classes: Sequenc
         domain = Domain(table.name or path.name, path, classes=table.classes, kind=table.kind, **options)
     except TLAuditError as error:
         raise type(error)(f"[{role}] {error}") from error
-    return _aligned(domain, role, classes)
+    domain = _aligned(domain, role, classes)
+    if positive is not None and positive in (domain.classes or ()):
+        domain.positive = positive
+    return domain
 
 
 def _fitting(path: Path, inherited: Mapping[str, Any]) -> dict[str, Any]:
