@@ -27,8 +27,9 @@ from tl_audit.measures.distributions import (
     sorted_quantiles,
     tvd_by_chance,
 )
-from tl_audit.measures.estimate import BoolArray, Estimate, FloatArray, IntArray
+from tl_audit.measures.estimate import BoolArray, Estimate, FloatArray, IntArray, Ladder, build_ladder, t_quantile
 from tl_audit.measures.intervals import (
+    BOOTSTRAP_CLUSTERS,
     auc,
     centred_ladder,
     crosses,
@@ -797,7 +798,7 @@ def accuracy_drop_reweighted(
 ) -> Estimate:
     """`accuracy_drop` with the source weighted to the class mix of the target: what remains is not due to the mix. Interval [I5].
 
-    Undefined where the target has a class that the source lacks. ``details``: ``effective_n`` of the weighted source.
+    Below 30 clusters in a domain the linearised variance over clusters with t. Undefined where the target has a class that the source lacks. ``details``: ``effective_n`` of the weighted source.
     Where no resample differs from the value, the interval is that of the plain drop (never of zero width).
     """
     a, b = truth_vector(source_correct, "source_correct"), truth_vector(target_correct, "target_correct")
@@ -819,6 +820,13 @@ def accuracy_drop_reweighted(
     value = float((weight[ya] * a).sum() - b.mean())
     details["effective_n"] = float(weight[ya].sum() ** 2 / (weight[ya] ** 2).sum())
     side = np.r_[np.zeros(n, dtype=np.int64), np.ones(m, dtype=np.int64)]
+    if clusters is not None and clusters < BOOTSTRAP_CLUSTERS:
+        rates = np.divide(np.bincount(ya, a, minlength=classes), have, out=np.zeros(classes), where=have > 0)
+        # what each row moves the difference by: through its class's accuracy in the source; its own outcome and its class in the target
+        moved = np.r_[weight[ya] * (a - rates[ya]), (rates[yb] - b - value) / m]
+        ladder = _ladder_over_few(value, moved, side, codes)
+        if ladder:
+            return replace(base, value=value, ladder=ladder, details=details | {"method": "cluster t"})
     onehot_a, onehot_b = np.eye(classes)[ya], np.eye(classes)[yb]
     upper = np.concatenate([onehot_a, onehot_a * a[:, None], np.zeros((n, classes + 1))], axis=1)
     lower = np.concatenate([np.zeros((m, 2 * classes)), onehot_b, b[:, None]], axis=1)
@@ -835,6 +843,27 @@ def accuracy_drop_reweighted(
         ladder, reason = plain.ladder, plain.reason
         details["method"] = plain.details.get("method", "newcombe")
     return replace(base, value=value, ladder=ladder, reason=reason, details=details)
+
+
+def _ladder_over_few(value: float, moved: FloatArray, side: IntArray, codes: IntArray) -> Ladder:
+    """Interval by t of a difference from what each row moves it by, summed over clusters; () where these do not differ or are too few."""
+    sums = np.bincount(codes, moved)
+    if crosses(codes, side):
+        parts = [sums]
+    else:
+        parts = [sums[np.unique(codes[side == which])] for which in (0, 1)]
+    least = min(part.size for part in parts)
+    if least < 2:
+        return ()
+    error = float(np.sqrt(sum(part.size / (part.size - 1) * (part**2).sum() for part in parts)))
+    if error <= 1e-12:
+        return ()
+
+    def bounds(alpha: float) -> tuple[float, float]:
+        half = error * t_quantile(alpha, least - 1)
+        return max(-1.0, value - half), min(1.0, value + half)
+
+    return build_ladder(bounds)
 
 
 # ---------------------------------------------------------------- inside: kernel sums
