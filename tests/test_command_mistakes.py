@@ -138,3 +138,69 @@ def test_a_check_that_breaks_says_so_in_one_line(
     assert "tl-audit: XYZ001 failed; TL_AUDIT_DEBUG=1 shows where" in err.splitlines()
     assert "Traceback" not in err
     assert "no such luck" in out
+
+
+INIT = ["init", "new", "--yes", "--run", "runs/here", "--target", "test.csv", "--kind", "tabular"]
+
+
+def test_init_knows_time_site_previous_other_inputs_and_frameworks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tl_audit.config import load_audit, policy_of
+
+    more = "--time day --period month --site clinic --previous before --adapter lora --ood other.csv --task regression"
+    assert cli.main([*INIT, *more.split(), "--frameworks", "eu-ai-act,nist-ai-rmf", "--policy", "strict"]) == 0
+    assert "written new/policy.toml" in capsys.readouterr().out.splitlines()
+    config = load_audit("new")
+    table = config.table
+    assert table.adapted is not None
+    assert table.previous is not None
+    assert table.ood is not None
+    assert (table.target.time, table.target.period, table.target.site, table.target.task) == ("day", "month", "clinic", "regression")
+    assert (table.adapted.adapter, table.previous.run, table.ood.path) == ("lora", "before", "other.csv")
+    policy = policy_of(config)
+    assert policy.frameworks == ("eu-ai-act", "nist-ai-rmf")
+    assert "strict" in policy.extends
+
+
+@pytest.mark.parametrize("kind", ["image", "tabular"])
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_every_line_that_init_writes_as_a_comment_may_be_used(folder: Path, kind: str, task: str) -> None:
+    from tl_audit.config import load_audit
+
+    given = ["--run", "r"] if task == "classification" else ["--weights", "w", "--arch", "tl_audit:mlp"]
+    assert cli.main(["init", "new", "--yes", *given, "--target", "t", "--kind", kind, "--task", task]) == 0
+    path = folder / "new" / "audit.toml"
+    lines = path.read_text().splitlines()
+    usable = [line[2:] if line.startswith(("# [", "# ")) and ("= " in line or line.startswith("# [")) else line for line in lines]
+    usable = [line.replace('period = "..."', 'period = "month"') for line in usable]
+    path.write_text("\n".join(usable) + "\n")
+    table = load_audit(path).table
+    assert table.ood is not None
+    assert table.source is not None
+    assert table.cues[0].settings
+    assert table.target.site == "..."
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--frameworks", "eu-ai-akt"], 'did you mean "eu-ai-act"'),
+        (["--period", "month"], "give --time"),
+        (["--time", "day", "--period", "week"], "'day', 'month', 'quarter' or 'year'"),
+        (["--task", "regresion"], 'did you mean "regression"'),
+    ],
+)
+def test_init_writes_nothing_that_would_not_read_back(
+    folder: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
+) -> None:
+    assert cli.main([*INIT, *more]) == 2
+    assert message in capsys.readouterr().err
+    assert not (folder / "new").exists()
+
+
+def test_init_leaves_a_policy_file_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "new").mkdir()
+    (folder / "new" / "policy.toml").write_text("mine")
+    assert cli.main([*INIT, "--frameworks", "eu-ai-act"]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert [path.name for path in (folder / "new").iterdir()] == ["policy.toml"]
+    assert (folder / "new" / "policy.toml").read_text() == "mine"

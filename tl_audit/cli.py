@@ -354,13 +354,23 @@ def init(
     groups: Annotated[str | None, typer.Option("--groups", help="Group columns, comma-separated.")] = None,
     cluster: Annotated[str | None, typer.Option("--cluster", help="Column of patient, site, document.")] = None,
     source: Annotated[str | None, typer.Option("--source", help="Data like that the base model comes from.")] = None,
+    task: Annotated[str | None, typer.Option("--task", help="classification or regression (labels are numbers); a run knows it.")] = None,
+    when: Annotated[str | None, typer.Option("--time", help="Column of dates or periods, for shift over time.")] = None,
+    period: Annotated[str | None, typer.Option("--period", help="Of --time: day, month, quarter, year.")] = None,
+    site: Annotated[str | None, typer.Option("--site", help="Column of where a sample was taken.")] = None,
+    previous: Annotated[str | None, typer.Option("--previous", help="Run directory of the model that it replaces.")] = None,
+    adapter: Annotated[str | None, typer.Option("--adapter", help="Folder of the low-rank adapters (LoRA) that made it.")] = None,
+    ood: Annotated[str | None, typer.Option("--ood", help="Inputs that are none of the model's business: folder or table.")] = None,
+    frameworks: Annotated[
+        str | None, typer.Option("--frameworks", help="Clause maps, comma-separated, e.g. eu-ai-act; writes a policy.toml as well.")
+    ] = None,
     samples: Annotated[str | None, typer.Option("--samples", help="May samples appear in the report? off, redacted, on.")] = None,
     policy: Annotated[str, typer.Option("--policy", help="A profile's name or a file.")] = "default",
     title: Annotated[str | None, typer.Option("--title", help="Title of the report.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing.")] = False,
 ) -> int:
     """Asks, or takes flags; writes a commented audit.toml. Never overwrites one."""
-    from tl_audit.starting import Answers, write_audit
+    from tl_audit.starting import POLICY, Answers, write_audit
 
     path = folder / "audit.toml"
     if path.exists():
@@ -380,7 +390,7 @@ def init(
         run=where or None,
         weights=answer(weights, "Weights file of the adapted model", proposal="model.safetensors") if by_file else None,
         arch=answer(arch, "Its architecture", proposal="torchvision:resnet18") if by_file else None,
-        classes=_split([answer(classes, "Its class names in output order, comma-separated")]) if by_file else [],
+        classes=_split([answer(classes, "Its class names in output order, comma-separated")]) if by_file and task != "regression" else [],
         kind=answer(kind, "Kind of data: image or tabular", "image"),
         target=answer(target, "The data that the adapted model will meet (folder or table)", proposal="data/test"),
         metadata=answer(metadata, "Table with groups or clusters, joined on the file name (empty: none)") or None,
@@ -388,12 +398,22 @@ def init(
         groups=_split([answer(groups, "Group columns, comma-separated (empty: none)")]),
         cluster=answer(cluster, "Column of patient, site or document (empty: rows are independent)") or None,
         source=answer(source, "Data like that the base model comes from (empty: none)") or None,
+        task=task,
+        time=answer(when, "Column of dates or periods (empty: none)") or None,
+        period=period,
+        site=answer(site, "Column of where a sample was taken (empty: none)") or None,
+        previous=answer(previous, "Run directory of the model that it replaces (empty: none)") or None,
+        adapter=adapter,
+        ood=ood,
+        frameworks=_split([frameworks or ""]),
         samples=answer(samples, "May pictures of samples appear in the report? off, redacted, on", "off"),
         policy=policy,
         title=answer(title, "Title of the report", "Audit"),
     )
     write_audit(path, answers)
     out(f"written {shown(path)}")
+    if answers.frameworks:
+        out(f"written {shown(path.with_name(POLICY))}")
     out(f"next    {NAME} run {shown(path)}")
     return 0
 
