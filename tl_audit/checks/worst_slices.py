@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,15 @@ class _Tested:
     excess: Estimate
     error: Estimate
     rest: Estimate
+    unannounced: Estimate
+    "excess of the errors beyond those that the model's own confidence announces"
     adjusted: float | None = None
+
+    @property
+    def judged(self) -> Estimate:
+        """What a limit is held against. Clusters of features lie along the border of classes, where every model errs more and says so:
+        only errors that it does not announce make such a part one that is hidden."""
+        return self.excess if self.part.described else self.unannounced
 
 
 @check(
@@ -52,7 +60,8 @@ def worst_slices(subject: Subject, evidence: Evidence, context: Context) -> Meas
 
     How it is measured: on one half of the target (whole clusters) a shallow tree of the errors over input properties, groups, period and site
     names parts that a rule describes, and k-means of the features names parts that no rule describes. On the other half each of them is
-    compared with the rest: error there minus error elsewhere, corrected for all parts that were tested.
+    compared with the rest: error there minus error elsewhere, corrected for all parts that were tested. A part that only features tell apart is
+    judged on errors beyond those that the model's own confidence announces (1 - confidence), because some part always holds the hard samples.
 
     Why it matters: an average hides the part of the inputs that the model cannot handle; whoever lives in that part meets nothing else.
 
@@ -77,18 +86,24 @@ def worst_slices(subject: Subject, evidence: Evidence, context: Context) -> Meas
         caveats.append("No features of the adapted model on the target: only parts that a rule describes were looked for.")
     else:
         undescribed = slices.without_doubles(slices.feature_parts(wrong, features, look, cluster=codes, seed=seed), described)
-    tested, small = _tested(wrong, codes, look, (*described, *undescribed), context)
+    unsure = 1 - np.asarray(rows.probabilities.max(axis=1), dtype=np.float64)[order]
+    tested, small = _tested(wrong, unsure, codes, look, (*described, *undescribed), context)
     if small:
         caveats.append(f"Too few held-out rows or clusters to test: {'; '.join(part.name for part in small)}.")
     n = {"target": int((~look).sum())}
     metrics = [
         metric(
-            "slice_error_excess", one.excess, rules=rules, better="lower", slice={"slice": one.part.name},
+            name, value, rules=rules, better="lower", slice={"slice": one.part.name},
             n={"slice": one.error.n, "rest": one.rest.n},
             clusters=None if one.error.clusters is None or one.rest.clusters is None else {"slice": one.error.clusters, "rest": one.rest.clusters},
-            family="slice_error_excess",
+            family=name,
         )
         for one in tested
+        for name, value in (
+            (("slice_error_excess", one.excess),)
+            if one.part.described
+            else (("feature_slice_unannounced_error", one.unannounced), ("feature_slice_error_excess", one.excess))
+        )
     ]  # fmt: skip
     worse = [one for one in tested if one.adjusted is not None and one.adjusted < rules.alpha]
     metrics.append(exact("slices_found", len(worse), n=n))
@@ -146,6 +161,7 @@ def _features(evidence: Evidence, rows: NDArray[np.int64]) -> NDArray[np.float64
 
 def _tested(
     wrong: NDArray[np.bool_],
+    unsure: NDArray[np.float64],
     codes: NDArray[np.int64] | None,
     look: NDArray[np.bool_],
     parts: tuple[slices.Part, ...],
@@ -153,7 +169,7 @@ def _tested(
 ) -> tuple[list[_Tested], list[slices.Part]]:
     """Every part on the half where it was not looked for, largest excess first; and the parts that are too small there."""
     held = ~look
-    errors = wrong[held]
+    errors, beyond = wrong[held], wrong[held] - unsure[held]
     units = None if codes is None else codes[held]
     found, small = [], []
     for part in parts:
@@ -163,13 +179,13 @@ def _tested(
             continue
         mine, theirs = (None, None) if units is None else (units[inside], units[~inside])
         excess = intervals.rate_difference(errors[inside], errors[~inside], cluster_first=mine, cluster_second=theirs, seed=context.seed)
-        found.append(
-            _Tested(part, inside, excess, intervals.rate(errors[inside], cluster=mine), intervals.rate(errors[~inside], cluster=theirs))
-        )
+        unannounced = intervals.mean_difference(beyond[inside], beyond[~inside], cluster_first=mine, cluster_second=theirs)
+        here, elsewhere = intervals.rate(errors[inside], cluster=mine), intervals.rate(errors[~inside], cluster=theirs)
+        found.append(_Tested(part, inside, excess, here, elsewhere, unannounced))
     # one-sided in effect: only parts that are worse count, at the two-sided level
-    above = benjamini_hochberg([limit_p(one.excess.ladder, maximum=0.0) for one in found])
-    out = [_Tested(one.part, one.inside, one.excess, one.error, one.rest, p) for one, p in zip(found, above, strict=True)]
-    return sorted(out, key=lambda one: (-(one.excess.value or 0.0), one.part.name)), small
+    above = benjamini_hochberg([limit_p(one.judged.ladder, maximum=0.0) for one in found])
+    out = [replace(one, adjusted=p) for one, p in zip(found, above, strict=True)]
+    return sorted(out, key=lambda one: (-(one.judged.value or 0.0), one.part.name)), small
 
 
 def _few(units: NDArray[np.int64] | None, inside: NDArray[np.bool_], least: int) -> bool:
@@ -194,7 +210,8 @@ def _sentence(tested: list[_Tested], worse: list[_Tested], columns: int, searche
 
 
 def _told(one: _Tested) -> str:
-    return f"{one.part.name}: {percent(one.error.value)} errors on held-out rows, {percent(one.rest.value)} elsewhere"
+    said = "" if one.part.described else f" ({signed(one.unannounced.value)} beyond what its confidence announces)"
+    return f"{one.part.name}: {percent(one.error.value)} errors on held-out rows, {percent(one.rest.value)} elsewhere{said}"
 
 
 def _figure(tested: list[_Tested], summary: str, context: Context) -> Intervals:
@@ -233,18 +250,18 @@ def _table(tested: list[_Tested], rows: Judged, order: NDArray[np.int64], look: 
         lines.append(
             (
                 one.part.name, one.error.n, one.error.value, one.rest.value, signed(one.excess.value), bounds(one.excess.interval(context.rules.confidence)),
-                one.adjusted, _held(truth[one.inside], rows.classes), _held(predicted[one.inside], rows.classes),
+                signed(one.unannounced.value), one.adjusted, _held(truth[one.inside], rows.classes), _held(predicted[one.inside], rows.classes),
             )
         )  # fmt: skip
     return Table(
         id="slices",
         title="Parts of the target that stood out, on held-out rows",
-        how_to_read="Excess: error in the part minus error elsewhere. A feature cluster is a part that no rule over the columns describes.",
+        how_to_read="Excess: error in the part minus error elsewhere. Unannounced: what of it the model's confidence does not announce. A feature cluster is a part that no rule over the columns describes.",
         alt=summary,
-        caption=f"p that the excess is above 0, by Benjamini–Hochberg over the {counted(len(tested), 'part')}; {context.rules.confidence:.0%} intervals, each by itself.",
+        caption=f"p that the excess (of a feature cluster: the unannounced one) is above 0, by Benjamini–Hochberg over the {counted(len(tested), 'part')}; {context.rules.confidence:.0%} intervals, each by itself.",
         columns=(
             Column(name="part"), Column(name="n", format="count"), Column(name="errors", format="share"), Column(name="errors elsewhere", format="share"),
-            Column(name="excess"), Column(name="interval"), Column(name="adjusted p", format="number"), Column(name="commonest class"), Column(name="commonest answer"),
+            Column(name="excess"), Column(name="interval"), Column(name="unannounced"), Column(name="adjusted p", format="number"), Column(name="commonest class"), Column(name="commonest answer"),
         ),
         rows=tuple(lines),
         grouped=True,

@@ -48,6 +48,8 @@ NAMES: dict[str, str] = {
     "impact_ratio": "selection rate as a ratio of the most-selected category's",
     "overconfidence_gap": "gap in confidence beyond accuracy",
     "slice_error_excess": "error beyond that of the rest",
+    "feature_slice_error_excess": "error beyond that of the rest",
+    "feature_slice_unannounced_error": "error beyond that of the rest and beyond what the confidence announces",
     "majority_gain": "gain over naming the commonest class",
     "mae": "mean absolute error",
     "rmse": "root mean squared error",
