@@ -26,6 +26,7 @@ from tl_audit.records.findings import AuditResult
 from tl_audit.records.metrics import Measurement
 from tl_audit.records.preprocessing import Preprocessing
 from tl_audit.records.schema import parse_json, report_hash, to_json
+from tl_audit.report import render_html
 from tl_audit.runner import corrected, run
 from tl_audit.subject import Domain, Subject
 
@@ -353,6 +354,24 @@ def test_the_cards_hold_the_facts_of_models_and_domains() -> None:
     assert target.sha256 is not None
     assert result.environment["device"] == "cpu"
     assert set(result.environment) == {"python", "platform", "packages", "device", "threads", "deterministic"}
+
+
+def test_the_card_of_a_domain_says_when_and_where_its_samples_were_taken() -> None:
+    when = ["2026-01", "2026-03", "2026-03", "2026-05", "2026-05"]
+    target = Domain("T", np.zeros((5, 3), dtype=np.float32), kind="tensor", time=when, site=["a", "b", "b", "a", "b"]).subset(np.arange(4))
+    result = run(
+        Subject(adapted=counted(0).module, target=target),
+        policy=load_policy("default"),
+        methods=(),
+        select=("TLA9",),
+        created=WHEN,  # type: ignore[arg-type]
+    )
+    card = result.subject.target
+    assert card is not None
+    assert (card.time_span, card.periods, dict(card.sites)) == (("2026-01", "2026-05"), 3, {"a": "< 10", "b": "< 10"})
+    page = render_html(result)
+    assert "When and where the samples were taken" in page
+    assert "2026-01 to 2026-05" in page
 
 
 def test_a_bare_subject_has_every_built_in_check_exactly_once_and_passes_nothing_it_could_not_see() -> None:

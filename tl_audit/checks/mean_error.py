@@ -13,7 +13,7 @@ from tl_audit.checks.base import Context, exact, metric
 from tl_audit.checks.selection import clusters_of_both, rows_alone, units_in
 from tl_audit.checks.wording import amount_of, number, p_value
 from tl_audit.errors import NotEvaluated
-from tl_audit.evidence.base import Evidence
+from tl_audit.evidence.base import Evidence, missing_model
 from tl_audit.measures import fairness, intervals, regression, shift
 from tl_audit.measures.arrays import is_missing
 from tl_audit.measures.estimate import Estimate
@@ -342,7 +342,7 @@ def transfer_gain(subject: Subject, evidence: Evidence, context: Context) -> Mea
             continue
         try:
             if subject.model(key) is None:
-                raise NotEvaluated(f"no {key} in the subject")
+                raise NotEvaluated(f"needs {missing_model(subject, key)}")
             pair = _paired(evidence, key, seed)
         except NotEvaluated as missing:
             metrics += [Metric(name=n, value=None, reason=str(missing), better="higher") for n in (name, f"{name}_scaled")]
@@ -707,9 +707,7 @@ def group_error_gaps(subject: Subject, evidence: Evidence, context: Context) -> 
         )
     if left := sorted(set(every) - set(columns)):
         caveats.append("Columns with one group only are left out: " + ", ".join(left) + ".")
-    caveats.append(
-        "A group whose true values spread more is harder to predict: its larger error need not be the model's fault."
-    )
+    caveats.append("A group whose true values spread more is harder to predict: its larger error need not be the model's fault.")
     return Measurement(
         summary="; ".join(said) + ".", metrics=tuple(metrics), exhibits=tuple(exhibits), caveats=tuple(caveats),
         params={**_facts(scale, unit, seed), "reference": "the rest"},

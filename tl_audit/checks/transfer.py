@@ -7,7 +7,7 @@ from tl_audit.checks.base import Check, Context, check, metric
 from tl_audit.checks.provenance import ladder, ladder_rows
 from tl_audit.checks.wording import signed
 from tl_audit.errors import NotEvaluated
-from tl_audit.evidence.base import Evidence
+from tl_audit.evidence.base import Evidence, missing_model
 from tl_audit.measures import intervals, representation
 from tl_audit.measures.multiplicity import holm
 from tl_audit.measures.sampling import bottom_k
@@ -49,7 +49,7 @@ def negative_transfer(subject: Subject, evidence: Evidence, context: Context) ->
             caveats.append(f"The plan is {word}-only, so the control {word} is the adapted model itself: no comparison.")
             continue
         if subject.model(key) is None:
-            metrics.append(Metric(name=name, value=None, reason=f"no {key} in the subject", better="higher"))
+            metrics.append(Metric(name=name, value=None, reason=f"needs {missing_model(subject, key)}", better="higher"))
             continue
         try:
             mask = evidence.usable("adapted", "target") & evidence.usable(key, "target") & (evidence.truth(key, "target") >= 0)

@@ -56,6 +56,8 @@ def domain_card(role: str, subject: Subject, evidence: StoredEvidence, *, suppre
     labels = [] if domain.labels is None else [str(name) for name in domain.labels if name is not None]
     counted = Counter(labels)
     order = [*(domain.classes or ()), *sorted(set(counted) - set(domain.classes or ()))]
+    held = () if domain.periods is None else np.unique(domain.periods.codes[domain.periods.codes >= 0])
+    periods = [] if domain.periods is None else [domain.periods.names[int(code)] for code in held]
     return DomainCard(
         role=role,
         name=domain.name,
@@ -71,6 +73,9 @@ def domain_card(role: str, subject: Subject, evidence: StoredEvidence, *, suppre
             column: suppressed_counts(dict(sorted(Counter(str(v) for v in values).items())), suppress_below)
             for column, values in sorted(domain.groups.items())
         },
+        time_span=None if not periods else (periods[0], periods[-1]),
+        periods=None if not periods else len(periods),
+        sites={} if domain.site is None else suppressed_counts(dict(sorted(Counter(str(v) for v in domain.site).items())), suppress_below),
         unreadable=0 if scan is None else len(scan.errors()),
     )
 

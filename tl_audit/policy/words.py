@@ -45,7 +45,13 @@ NAMES: dict[str, str] = {
     "introduced_shortfall": "shortfall of accuracy that the adaptation introduced",
     "inherited_shortfall": "shortfall of accuracy inherited from the base",
     "negative_flip_rate_gap": "gap in right answers lost",
-    "impact_ratio": "selection rate as a ratio of the most-selected category's",
+    "impact_ratio": "ratio of selection rates to the most-selected category",
+    "merge_factor_error": "distance of the adapters' weight in the model from once",
+    "adapter_modules_missing": "adapters for modules that the model lacks",
+    "adapter_saved_mismatch": "modules that differ from those stored with the adapters",
+    "adapter_off_max_logit_diff": "largest difference of outputs from the base once the adapters are out",
+    "adapter_zero_modules": "adapters that are all zeros",
+    "mapping_age_days": "age of the clause map",
     "overconfidence_gap": "gap in confidence beyond accuracy",
     "slice_error_excess": "error beyond that of the rest",
     "feature_slice_error_excess": "error beyond that of the rest",
@@ -183,7 +189,7 @@ def metric_words(name: str) -> str:
 
 def slice_words(slice: Mapping[str, str]) -> str:
     """`` for sex = female, site = north``; empty without a slice."""
-    return "" if not slice else " for " + ", ".join(f"{k} = {v}" for k, v in sorted(slice.items()))
+    return "" if not slice else " for " + ", ".join(v if k == "of" else f"{k} = {v}" for k, v in sorted(slice.items()))
 
 
 def units(metric: Metric) -> str:

@@ -166,6 +166,12 @@ class DomainCard(Record):
     "of a regression, whose labels are numbers"
     clusters: int | None = None
     groups: Mapping[str, Mapping[str, int | str]] = Field(default_factory=dict)
+    time_span: tuple[str, str] | None = None
+    "first and last period in which samples were taken; None where no times were given"
+    periods: int | None = None
+    "how many periods hold samples"
+    sites: Mapping[str, int | str] = Field(default_factory=dict)
+    "samples of each site, counts below suppress_below written '< 10'"
     unreadable: int = 0
 
 

@@ -882,6 +882,16 @@ def _domain_cells(card: DomainCard) -> list[Cell | str]:
     ]
 
 
+def _taken_cells(card: DomainCard) -> list[Cell | str]:
+    """Time span, periods, and the samples of each site."""
+    sites = ", ".join(f"{name}: {n if isinstance(n, str) else numbers.count(n)}" for name, n in card.sites.items())
+    return [
+        Cell("–") if card.time_span is None else Cell(" to ".join(dict.fromkeys(card.time_span)), declared=True),
+        "–" if card.periods is None else numbers.count(card.periods),
+        Cell(f"{numbers.count(len(card.sites))}; {shorten(sites, 240)}", declared=True) if card.sites else Cell("–"),
+    ]
+
+
 def _values_cell(card: ValueCard | None) -> str:
     """ "; 142 numbers, mean 151.3, SD 77.09 points"; nothing where labels are classes."""
     if card is None:
@@ -931,13 +941,16 @@ def _differences(findings: Sequence[FindingView], ids: Counters, *, controls: bo
                     if controls
                     else m.name.removesuffix("_change").replace("_", " "),
                     Cell(numbers.slice_words(m.slice) or "all", declared=True),
-                    numbers.value(m, _limits_of(m, view.record)),
+                    numbers.value(m, _limits_of(m, view.record))
+                    if m.value is not None
+                    else Cell("not defined", note=shorten(m.reason or "", 140)),
                     numbers.metric_interval(m, _limits_of(m, view.record)) or "–",
                     "–"
                     if m.p_adjusted is None and m.p_value is None
                     else numbers.p_value(m.p_adjusted if m.p_adjusted is not None else m.p_value or 0.0),
                     numbers.sample_size(m.n, m.clusters) or "–",
-                    Cell(view.code, href=f"#{view.id}", status=view.status),
+                    # a row without a value has no part in the finding's status
+                    Cell(view.code, href=f"#{view.id}", status=view.status if m.value is not None else ""),
                 ]
             )
     if not rows:
@@ -1052,6 +1065,7 @@ def _recipe(result: AuditResult, ids: Counters) -> dict[str, Grid]:
 _GRIDS = (
     "models",
     "domains",
+    "taken",
     "groups",
     "recipe",
     "stages",
@@ -1084,6 +1098,11 @@ def _grids(result: AuditResult, findings: Sequence[FindingView], ids: Counters) 
             ids, "Data sets", ["Role", "Name", "Kind", "n", "Clusters", "Labels", "Unreadable", "SHA-256"],
             [_domain_cells(d) for d in domains], numeric=[False, False, False, True, True, False, True, False],
         )  # fmt: skip
+    taken: list[list[Cell | str]] = [[Cell(d.role), *_taken_cells(d)] for d in domains if d.time_span is not None or d.sites]
+    if taken:
+        out["taken"] = _grid(
+            ids, "When and where the samples were taken", ["Data", "Time", "Periods", "Sites"], taken, numeric=[False, False, True, False]
+        )
     groups: list[list[Cell | str]] = [
         [Cell(d.role), Cell(column, declared=True), Cell(value, declared=True), n if isinstance(n, str) else numbers.count(n)]
         for d in domains
