@@ -227,6 +227,21 @@ def test_what_has_no_interval_is_shown_without_a_verdict() -> None:
     assert "it cannot cover 0" in finding.reason
 
 
+def test_a_figure_beyond_the_limit_without_an_interval_is_no_part_of_a_pass() -> None:
+    near, far, low = (
+        Metric(name="loss", value=value, reason="one cluster alone: no interval", n={"target": 400}, slice={"site": site})
+        for value, site in ((0.05, "b"), (0.30, "c"), (0.02, "d"))
+    )
+    met = normal(0.02, 0.01, slice={"site": "a"})
+    finding = found([met, far], limit(warn=0.10))
+    assert finding.status == "inconclusive"
+    assert "one cluster alone" in finding.reason.lower()
+    assert found([met, near, low], limit(warn=0.10)).status == "pass"
+    assert found([met, far], limit(fail=0.10)).status == "inconclusive"
+    assert found([normal(0.5, 0.01, slice={"site": "a"}), far], limit(fail=0.10)).status == "fail"
+    assert found([far], limit(fail=0.10)).status == "info"
+
+
 def test_a_limit_can_count_from_the_value_by_chance() -> None:
     chance = limit(0.0, kind="min", relative_to_null=True)
     assert found(normal(0.15, 0.04, null=0.25), chance).status == "warn"

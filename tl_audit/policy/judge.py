@@ -51,6 +51,8 @@ class Judged:
     "undecided because the metric is undefined or below a minimum"
     unsettled_guard: bool = False
     "a warn-only limit whose guard is not excluded"
+    blind: bool = False
+    "not judged for want of an interval, while the estimate lies beyond the bound"
     p: float | None = None
     p_adjusted: float | None = None
     interval: Pair | None = None
@@ -182,7 +184,7 @@ def _open(metric: Metric, limit: Limit, bound: Bound, level: Level, rules: Rules
         return row
     interval = _interval(metric, rules.confidence)
     if interval is None:
-        return replace(row, state="not_judged", note=metric.reason or "no sound interval exists")
+        return replace(row, state="not_judged", blind=row.beyond, note=metric.reason or "no sound interval exists")
     row = replace(row, interval=interval, confidence=rules.confidence)
     return replace(row, p=_limit_p(metric, bound, interval, rules.confidence))
 
@@ -423,6 +425,9 @@ def _status(judged: Sequence[Judged], *, answered: bool) -> tuple[Status, list[J
         return ("info" if answered else "review"), broken
     if all(j.state == "not_judged" for j in judged):
         return "info", list(judged)
+    # a figure beyond its limit that no interval speaks for is no verdict, and no part of a pass either
+    if blind := [j for j in judged if j.blind]:
+        return "inconclusive", blind
     return "pass", [j for j in judged if j.state in ("met", "undecided")]
 
 
