@@ -204,3 +204,21 @@ def test_init_leaves_a_policy_file_alone(folder: Path, capsys: pytest.CaptureFix
     assert "exists already" in capsys.readouterr().err
     assert [path.name for path in (folder / "new").iterdir()] == ["policy.toml"]
     assert (folder / "new" / "policy.toml").read_text() == "mine"
+
+
+def test_checks_says_what_is_needed_in_words_and_to_which_part_a_limit_belongs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["checks", "TLA504"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "needs labels of the source domain; labels of the target domain; outputs of the base model on the source or outputs of" in out
+    assert cli.main(["checks", "TLA106"]) == 0
+    out = capsys.readouterr().out
+    assert "precision=32-bit: fail max 0.01" in out
+    assert "precision=16-bit: fail max 0.1" in out
+    from tl_audit.checks import BUILTIN
+
+    for one in BUILTIN:
+        assert cli.main(["checks", one.code]) == 0
+        needs = capsys.readouterr().out.split("needs ")[-1]
+        assert "@" not in needs.split("limit ")[0]
+        assert set(one.help) == {"asks", "measured", "matters", "reduce"}
+        assert one.help["asks"].endswith("?"), one.code

@@ -693,7 +693,7 @@ def checks(code: Annotated[str | None, typer.Argument(metavar="[CODE]", help="Ex
     for name, key in (("asks", "asks"), ("measured", "measured"), ("matters", "matters"), ("reduce", "reduce")):
         if wanted.help.get(key):
             _wrapped(name, wanted.help[key])
-    _wrapped("needs", ", ".join(wanted.needs) or "nothing but the subject")
+    _wrapped("needs", "; ".join(_need_words(need) for need in wanted.needs) or "nothing but what is audited")
     asking = profiles_adding(wanted.code) if wanted.optional else ("default",)
     if wanted.optional:
         _wrapped("runs", f"only where the policy asks for it (add_checks): profiles {', '.join(asking)}")
@@ -703,8 +703,21 @@ def checks(code: Annotated[str | None, typer.Argument(metavar="[CODE]", help="Ex
                 f"{level} {b.kind} {b.value:g}" for level, b in (("warn", limit.warn), ("fail", limit.fail)) if b is not None
             )
             of = f"{profile}: " if wanted.optional else ""
-            _wrapped("limit", f"{of}{limit.metric}: {bounds} ({limit.origin}). {limit.rationale or ''}")
+            part = "".join(f" {key}={value}" for key, value in sorted(limit.slice.items()) if value)
+            _wrapped("limit", f"{of}{limit.metric}{part}: {bounds} ({limit.origin}). {limit.rationale or ''}")
     return 0
+
+
+def _need_words(need: str) -> str:
+    """``adapted@target`` -> ``outputs of the adapted model on the target``; how to give it is said where it is missing."""
+    from tl_audit.evidence.base import missing_input
+
+    words = []
+    for word in need.split("|"):
+        model, sign, role = word.partition("@")
+        said = missing_input(model).split(": ")[0]
+        words.append(f"outputs of {said} on the {role}" if sign else said)
+    return " or ".join(words)
 
 
 def _wrapped(name: str, text: str) -> None:
@@ -804,11 +817,13 @@ def policy_show(
     if policy.require:
         out(f"require  {shown(', '.join(policy.require))}")
     out(f"declare  {', '.join(policy.declare) or 'nothing'}")
+    if policy.frameworks:
+        out(f"maps     {shown(', '.join(policy.frameworks))}")
     if policy.add_checks:
         out(f"adds     {', '.join(policy.add_checks)}")
     for limit in sorted(policy.limits, key=lambda limit: limit.key):
         bounds = ", ".join(f"{level} {b.kind} {b.value:g}" for level, b in (("warn", limit.warn), ("fail", limit.fail)) if b is not None)
-        slice = "".join(f" {k}={v}" for k, v in sorted(limit.slice.items()))
+        slice = "".join(f" {k}={v}" for k, v in sorted(limit.slice.items()) if v)
         out(f"limit    {limit.check} {shown(limit.metric + slice)}: {bounds} ({shown(limit.rule or rules.rule)}; {shown(limit.origin)})")
     for waiver in policy.waivers:
         out(f"waiver   {waiver.check} until {waiver.expires} by {shown(waiver.approved_by)}: {shown(waiver.reason)}")

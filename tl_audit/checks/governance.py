@@ -42,7 +42,7 @@ def declared_facts(subject: Subject, evidence: Evidence, context: Context) -> Me
     """
     wanted = tuple(dict.fromkeys(context.rules.declare))
     if not wanted:
-        raise NotEvaluated("facts wanted by the policy: [policy] declare names none")
+        raise NotEvaluated("facts wanted by the policy: the [policy] of its file names none under declare")
     states = {key: declaration_state(key, context.declared) for key in wanted}
     missing = [key for key, state in states.items() if state != "stated"]
     rows: list[tuple[Cell, ...]] = [
@@ -323,7 +323,7 @@ def age_of_framework_maps(subject: Subject, evidence: Evidence, context: Context
     """
     facts = _facts(context)
     if not facts.frameworks:
-        raise NotEvaluated("frameworks: [policy] frameworks names none")
+        raise NotEvaluated("a policy file that names frameworks: [policy] frameworks = [...], which `tl-audit init --frameworks` writes")
     metrics, said = [], []
     rows: list[tuple[Cell, ...]] = []
     for name in facts.frameworks:
