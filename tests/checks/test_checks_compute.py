@@ -23,7 +23,9 @@ from tl_audit.subject import Subject
 
 
 def measured(record: AdaptationRecord | None, **declared: Any) -> Measurement:
-    subject = Subject(Model(nn.Linear(2, 2), classes=("a", "b")), target=SimpleNamespace(classes=("a", "b"), task="classification"), record=record)  # type: ignore[arg-type]
+    subject = Subject(
+        Model(nn.Linear(2, 2), classes=("a", "b")), target=SimpleNamespace(classes=("a", "b"), task="classification"), record=record
+    )  # type: ignore[arg-type]
     return compute(subject, None, Context(rules=Rules(), seed=0, declared=declared))  # type: ignore[arg-type]
 
 
