@@ -46,7 +46,7 @@ NAMES: dict[str, str] = {
     "inherited_shortfall": "shortfall of accuracy inherited from the base",
     "negative_flip_rate_gap": "gap in right answers lost",
     "impact_ratio": "ratio of selection rates to the most-selected category",
-    "merge_factor_error": "distance of the adapters' weight in the model from once",
+    "merge_factor_error": "distance of the merge factor from 1 (merged once)",
     "adapter_modules_missing": "adapters for modules that the model lacks",
     "adapter_saved_mismatch": "modules that differ from those stored with the adapters",
     "adapter_off_max_logit_diff": "largest difference of outputs from the base once the adapters are out",
