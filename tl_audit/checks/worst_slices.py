@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -38,13 +39,15 @@ class _Tested:
     rest: Estimate
     unannounced: Estimate
     "excess of the errors beyond those that the model's own confidence announces"
+    known: bool
+    "whether a group, site or period tells the part apart; otherwise inputs or features do"
     adjusted: float | None = None
 
     @property
     def judged(self) -> Estimate:
-        """What a limit is held against. Clusters of features lie along the border of classes, where every model errs more and says so:
-        only errors that it does not announce make such a part one that is hidden."""
-        return self.excess if self.part.described else self.unannounced
+        """What a limit is held against. Rules over inputs, and clusters of features, find the border between classes, where every model errs
+        more and says so: only errors that it does not announce make such a part one that is hidden."""
+        return self.excess if self.known else self.unannounced
 
 
 @check(
@@ -60,8 +63,8 @@ def worst_slices(subject: Subject, evidence: Evidence, context: Context) -> Meas
 
     How it is measured: on one half of the target (whole clusters) a shallow tree of the errors over input properties, groups, period and site
     names parts that a rule describes, and k-means of the features names parts that no rule describes. On the other half each of them is
-    compared with the rest: error there minus error elsewhere, corrected for all parts that were tested. A part that only features tell apart is
-    judged on errors beyond those that the model's own confidence announces (1 - confidence), because some part always holds the hard samples.
+    compared with the rest: error there minus error elsewhere, corrected for all parts that were tested. A part that no group, site or period
+    tells apart is judged on errors beyond those that the model's own confidence announces (1 - confidence): some part always holds the hard samples.
 
     Why it matters: an average hides the part of the inputs that the model cannot handle; whoever lives in that part meets nothing else.
 
@@ -87,7 +90,8 @@ def worst_slices(subject: Subject, evidence: Evidence, context: Context) -> Meas
     else:
         undescribed = slices.without_doubles(slices.feature_parts(wrong, features, look, cluster=codes, seed=seed), described)
     unsure = 1 - np.asarray(rows.probabilities.max(axis=1), dtype=np.float64)[order]
-    tested, small = _tested(wrong, unsure, codes, look, (*described, *undescribed), context)
+    named = {*columns.texts, *columns.ordered} - set(evidence.properties("target"))
+    tested, small = _tested(wrong, unsure, codes, look, (*described, *undescribed), named, context)
     if small:
         caveats.append(f"Too few held-out rows or clusters to test: {'; '.join(part.name for part in small)}.")
     n = {"target": int((~look).sum())}
@@ -101,8 +105,8 @@ def worst_slices(subject: Subject, evidence: Evidence, context: Context) -> Meas
         for one in tested
         for name, value in (
             (("slice_error_excess", one.excess),)
-            if one.part.described
-            else (("feature_slice_unannounced_error", one.unannounced), ("feature_slice_error_excess", one.excess))
+            if one.known
+            else (("slice_unannounced_error", one.unannounced), ("slice_error_difference", one.excess))
         )
     ]  # fmt: skip
     worse = [one for one in tested if one.adjusted is not None and one.adjusted < rules.alpha]
@@ -165,6 +169,7 @@ def _tested(
     codes: NDArray[np.int64] | None,
     look: NDArray[np.bool_],
     parts: tuple[slices.Part, ...],
+    named: Collection[str],
     context: Context,
 ) -> tuple[list[_Tested], list[slices.Part]]:
     """Every part on the half where it was not looked for, largest excess first; and the parts that are too small there."""
@@ -181,7 +186,7 @@ def _tested(
         excess = intervals.rate_difference(errors[inside], errors[~inside], cluster_first=mine, cluster_second=theirs, seed=context.seed)
         unannounced = intervals.mean_difference(beyond[inside], beyond[~inside], cluster_first=mine, cluster_second=theirs)
         here, elsewhere = intervals.rate(errors[inside], cluster=mine), intervals.rate(errors[~inside], cluster=theirs)
-        found.append(_Tested(part, inside, excess, here, elsewhere, unannounced))
+        found.append(_Tested(part, inside, excess, here, elsewhere, unannounced, known=any(column in named for column in part.columns)))
     # one-sided in effect: only parts that are worse count, at the two-sided level
     above = benjamini_hochberg([limit_p(one.judged.ladder, maximum=0.0) for one in found])
     out = [replace(one, adjusted=p) for one, p in zip(found, above, strict=True)]
@@ -210,7 +215,7 @@ def _sentence(tested: list[_Tested], worse: list[_Tested], columns: int, searche
 
 
 def _told(one: _Tested) -> str:
-    said = "" if one.part.described else f" ({signed(one.unannounced.value)} beyond what its confidence announces)"
+    said = "" if one.known else f" ({signed(one.unannounced.value)} beyond what its confidence announces)"
     return f"{one.part.name}: {percent(one.error.value)} errors on held-out rows, {percent(one.rest.value)} elsewhere{said}"
 
 
@@ -258,7 +263,7 @@ def _table(tested: list[_Tested], rows: Judged, order: NDArray[np.int64], look: 
         title="Parts of the target that stood out, on held-out rows",
         how_to_read="Excess: error in the part minus error elsewhere. Unannounced: what of it the model's confidence does not announce. A feature cluster is a part that no rule over the columns describes.",
         alt=summary,
-        caption=f"p that the excess (of a feature cluster: the unannounced one) is above 0, by Benjamini–Hochberg over the {counted(len(tested), 'part')}; {context.rules.confidence:.0%} intervals, each by itself.",
+        caption=f"p that the excess (of a part that no group, site or period tells apart: the unannounced one) is above 0, by Benjamini–Hochberg over the {counted(len(tested), 'part')}; {context.rules.confidence:.0%} intervals, each by itself.",
         columns=(
             Column(name="part"), Column(name="n", format="count"), Column(name="errors", format="share"), Column(name="errors elsewhere", format="share"),
             Column(name="excess"), Column(name="interval"), Column(name="unannounced"), Column(name="adjusted p", format="number"), Column(name="commonest class"), Column(name="commonest answer"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -117,12 +117,14 @@ class Part:
     described : whether a rule says who belongs to it
     inside : (N,) which rows belong to it, of all rows, those of the search included
     z : how far its error lies above that of the rest where it was found, in standard errors
+    columns : what the rule speaks of; () for an undescribed part
     """
 
     name: str
     described: bool
     inside: BoolArray
     z: float
+    columns: tuple[str, ...] = ()
 
 
 def rule_parts(
@@ -159,7 +161,7 @@ def rule_parts(
             inside &= condition.holds(columns)
         part = _proposed(" and ".join(c.words(columns) for c in conditions), True, inside, wrong, look, cluster)
         if part is not None:
-            found.append((len(conditions), part))
+            found.append((len(conditions), replace(part, columns=tuple(dict.fromkeys(c.column for c in conditions)))))
     found.sort(key=lambda one: (-one[1].z, one[0], one[1].name))
     return _distinct([part for _, part in found], look)
 
