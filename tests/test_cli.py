@@ -73,7 +73,20 @@ def test_help_answers_at_once_and_loads_nothing_heavy() -> None:
 
 
 def test_every_command_has_help(tl_audit: Run) -> None:
-    for command in ("demo", "init", "adapt", "run", "explain", "render", "checks", "policy", "doctor", "selftest", "policy lint", "policy show"):
+    for command in (
+        "demo",
+        "init",
+        "adapt",
+        "run",
+        "explain",
+        "render",
+        "checks",
+        "policy",
+        "doctor",
+        "selftest",
+        "policy lint",
+        "policy show",
+    ):
         code, out, _ = tl_audit(*command.split(), "--help")
         assert code == 0
         assert "Usage: tl-audit" in out

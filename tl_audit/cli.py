@@ -731,7 +731,10 @@ def _wrapped(name: str, text: str) -> None:
 def power(
     policy: Annotated[str, typer.Option("--policy", help="A profile's name or a file.")] = "default",
     n: Annotated[int, typer.Option("--n", min=1, help="Target samples (independent units) that are planned.")] = 500,
-    groups: Annotated[str | None, typer.Option("--groups", metavar="NAME=N,...", help="Groups with their samples (for recall: of the class), for limits on gaps.")] = None,
+    groups: Annotated[
+        str | None,
+        typer.Option("--groups", metavar="NAME=N,...", help="Groups with their samples (for recall: of the class), for limits on gaps."),
+    ] = None,
     rate: Annotated[float, typer.Option("--rate", help="Expected accuracy.")] = 0.8,
     discordant: Annotated[float, typer.Option("--discordant", help="Expected share of samples that two models answer differently.")] = 0.1,
 ) -> int:
