@@ -308,6 +308,6 @@ def test_the_list_of_checks_says_where_it_runs(capsys):
     assert cli.main(["checks", "TLA609"]) == 0
     said = capsys.readouterr().out
     assert "only where the policy asks for it" in said
-    assert "us-employment: impact_ratio: fail min 0.8" in said
+    assert "us-employment: impact_ratio of=selection: fail min 0.8" in said
     assert cli.main(["policy", "show", "nyc-ll144"]) == 0
     assert "adds     TLA609" in capsys.readouterr().out
