@@ -10,7 +10,6 @@ from benchmarks.calibration.simulation import Simulation
 FEW_IN_A_CLASS = "known: percentile bootstrap, a dozen rows or clusters of a class"
 KNOWN: dict[tuple[str, str], tuple[float, str]] = {
     ("channel_shift, n 300, clusters 30 × 10, moved by 0.5", "shift"): (0.085, "known: jackknife of 30 clusters, a little short"),
-    ("accuracy_drop, clusters, 15 and 15 × 8", "reweighted"): (0.11, "known: percentile bootstrap of 15 clusters a side"),
     ("classification, n 60, iid, 3 classes", "balanced_accuracy"): (0.12, FEW_IN_A_CLASS),
     ("classification, n 60, iid, 3 classes", "f1_macro"): (0.12, FEW_IN_A_CLASS),
     ("classification, n 60, iid, 3 classes", "F1 of the rarest class"): (0.12, FEW_IN_A_CLASS),
