@@ -202,13 +202,9 @@ class Ranking:
         ------
         ConfigError : another suffix, a link in the way, a folder that cannot be written
         """
-        from tl_audit.attribution.saving import csv_bytes, json_bytes, write_whole
+        from tl_audit.attribution.saving import write_table
 
-        path = Path(path)
-        if path.suffix.lower() not in (".json", ".csv"):
-            raise ConfigError(f"{path.name}: the suffix decides the format; there are .json and .csv")
-        write_whole(path, json_bytes(self.document()) if path.suffix.lower() == ".json" else csv_bytes(self.to_frame()))
-        return path
+        return write_table(path, document=self.document, table=self.to_frame)
 
     def exhibits(self) -> tuple[Exhibit, ...]:
         """The table of all placings, and the ranks by each measure with their intervals."""

@@ -19,7 +19,18 @@ from tl_audit.errors import ConfigError
 if TYPE_CHECKING:
     from tl_audit.attribution.base import Attribution
 
-__all__ = ["FORMAT_VERSION", "arrays", "csv_bytes", "document", "json_bytes", "made", "save_attribution", "write", "write_whole"]
+__all__ = [
+    "FORMAT_VERSION",
+    "arrays",
+    "csv_bytes",
+    "document",
+    "json_bytes",
+    "made",
+    "save_attribution",
+    "write",
+    "write_table",
+    "write_whole",
+]
 
 Array = np.ndarray[Any, Any]  # Any: shape and type differ by entry
 
@@ -58,6 +69,15 @@ def write(
         known = ".png, .npz, .json" + (", .csv" if table is not None else "")
         raise ConfigError(f"{path.name}: the suffix decides the format; there are {known}")
     write_whole(path, data)
+    return path
+
+
+def write_table(path: str | Path, *, document: Callable[[], Mapping[str, Any]], table: Callable[[], Any]) -> Path:  # Any: as in ``write``
+    """Write .json or .csv, by suffix, whole or not at all. ConfigError as ``write`` raises it."""
+    path = Path(path)
+    if path.suffix.lower() not in (".json", ".csv"):
+        raise ConfigError(f"{path.name}: the suffix decides the format; there are .json and .csv")
+    write_whole(path, json_bytes(document()) if path.suffix.lower() == ".json" else csv_bytes(table()))
     return path
 
 

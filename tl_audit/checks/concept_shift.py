@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from tl_audit.checks.base import Check, Context, check, metric
-from tl_audit.checks.selection import clusters_of_both, rows_alone, units_in
+from tl_audit.checks.selection import clusters_of_both, common_names, rows_alone, side_of, units_in
 from tl_audit.checks.shift import LEAST_PER_DOMAIN
 from tl_audit.checks.wording import number, p_value, percent
 from tl_audit.errors import NotEvaluated
 from tl_audit.evidence.base import Evidence
 from tl_audit.measures import concept
-from tl_audit.measures.sampling import bottom_k
 from tl_audit.records.exhibits import Bar, Bars, Column, Exhibit, Table
 from tl_audit.records.metrics import Measurement
 from tl_audit.subject import Subject
 
 MOST_PER_DOMAIN = 1000
 """Samples of each domain, by hash priority; both domains give equally many, or the overlap would speak of their sizes."""
-
-
-@dataclass(frozen=True)
-class _Side:
-    rows: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    cluster: NDArray[Any] | None
 
 
 @check(
@@ -50,7 +38,7 @@ def concept_shift(subject: Subject, evidence: Evidence, context: Context) -> Mea
     How to reduce the risk: compare how labels were made in both places; let both sides label a few of the same samples; adapt on target labels.
     """
     rules, seed = context.rules, context.seed
-    names = tuple(name for name in evidence.classes("source") if name in evidence.classes("target"))
+    names = common_names(evidence)
     if len(names) < 2:
         raise NotEvaluated("two classes that both source and target hold")
     ruler = next(
@@ -58,10 +46,10 @@ def concept_shift(subject: Subject, evidence: Evidence, context: Context) -> Mea
     )
     if ruler is None:
         raise NotEvaluated("features of one model on source and target")
-    most = min(MOST_PER_DOMAIN, *(_labelled(evidence, ruler, role, names).size for role in ("source", "target")))
+    most = min(MOST_PER_DOMAIN, *(side_of(evidence, ruler, role, names, most=None, seed=seed).rows.size for role in ("source", "target")))
     if most < LEAST_PER_DOMAIN:
         raise NotEvaluated(f"{LEAST_PER_DOMAIN} labelled samples of the common classes in both source and target")
-    a, b = (_side(evidence, ruler, role, names, most, seed) for role in ("source", "target"))
+    a, b = (side_of(evidence, ruler, role, names, most=most, seed=seed) for role in ("source", "target"))
     unit_a, unit_b = clusters_of_both(a.cluster, b.cluster, (a.rows.size, b.rows.size))
     found = concept.concept_shift(
         np.asarray(evidence.features(ruler, "source")[a.rows], dtype=np.float64), a.labels,
@@ -110,26 +98,6 @@ def concept_shift(subject: Subject, evidence: Evidence, context: Context) -> Mea
             "ridge": concept.RIDGE, "overlap_from": concept.OVERLAP[0], "overlap_to": concept.OVERLAP[1], "seed": seed,
         },
     )  # fmt: skip
-
-
-def _labelled(evidence: Evidence, key: str, role: str, names: tuple[str, ...]) -> NDArray[np.int64]:
-    return np.flatnonzero(evidence.usable(key, role) & (_numbers(evidence, role, names) >= 0))
-
-
-def _numbers(evidence: Evidence, role: str, names: tuple[str, ...]) -> NDArray[np.int64]:
-    """(N,) class numbers in the order of the common names, -1 for other classes and rows without a label."""
-    place = np.array([names.index(name) if name in names else -1 for name in evidence.classes(role)], dtype=np.int64)
-    labels = evidence.labels(role)
-    return np.asarray(np.where(labels >= 0, place[np.maximum(labels, 0)], -1), dtype=np.int64)
-
-
-def _side(evidence: Evidence, key: str, role: str, names: tuple[str, ...], most: int, seed: int) -> _Side:
-    """The first ``most`` labelled rows by hash priority."""
-    rows = _labelled(evidence, key, role, names)
-    ids = evidence.ids(role)
-    rows = np.asarray(rows[bottom_k([ids[int(r)] for r in rows], most, seed)], dtype=np.int64)
-    cluster = evidence.cluster(role)
-    return _Side(rows, _numbers(evidence, role, names)[rows], None if cluster is None else np.asarray(cluster)[rows])
 
 
 def _by_class(found: concept.ConceptShift, names: tuple[str, ...], summary: str) -> Bars:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import nn
 
 from tl_audit.checks import mean_error
 from tl_audit.checks.base import Check, Context, check, exact, metric
-from tl_audit.checks.selection import clusters_of_both, rows_alone, units_in
+from tl_audit.checks.selection import clusters_of_both, common_names, rows_alone, side_of, units_in
 from tl_audit.checks.shift import LEAST_PER_DOMAIN, MOST_PER_DOMAIN
 from tl_audit.checks.wording import number, p_value, percent, signed
 from tl_audit.errors import NotEvaluated
@@ -41,15 +40,6 @@ BATCH = 64
 # ---------------------------------------------------------------- TLA503
 
 
-@dataclass(frozen=True)
-class _Side:
-    """Labelled, usable rows of a domain: class numbers in the order of the common names, and cluster ids."""
-
-    rows: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    cluster: NDArray[Any] | None
-
-
 @check(
     "TLA503",
     "Class-conditional shift",
@@ -69,7 +59,7 @@ def class_conditional_shift(subject: Subject, evidence: Evidence, context: Conte
     How to reduce the risk: adapt on target samples of the classes named; read TLA509, which says whether it costs performance.
     """
     rules = context.rules
-    names = tuple(name for name in evidence.classes("source") if name in evidence.classes("target"))
+    names = common_names(evidence)
     rulers = [
         key for key in ("base", "adapted") if subject.model(key) is not None and evidence.has(key, "source") and evidence.has(key, "target")
     ]
@@ -84,7 +74,9 @@ def class_conditional_shift(subject: Subject, evidence: Evidence, context: Conte
     found: dict[str, tuple[Estimate, Estimate]] = {}
     dots: list[Dot] = []
     for key in rulers:
-        sides = [_labelled(evidence, key, role, names, context.seed) for role in ("source", "target")]
+        sides = [
+            side_of(evidence, key, role, names, most=MOST_PER_CLASS, seed=context.seed, per_class=True) for role in ("source", "target")
+        ]
         unit_a, unit_b = clusters_of_both(sides[0].cluster, sides[1].cluster, (sides[0].rows.size, sides[1].rows.size))
         small: list[str] = []
         for k, name in enumerate(names):
@@ -155,21 +147,6 @@ def class_conditional_shift(subject: Subject, evidence: Evidence, context: Conte
             "kernel": "Gaussian, median bandwidth of each class", "seed": context.seed,
         },
     )  # fmt: skip
-
-
-def _labelled(evidence: Evidence, key: str, role: str, names: tuple[str, ...], seed: int) -> _Side:
-    """Usable rows of a domain whose class is among ``names``, at most MOST_PER_CLASS of each class."""
-    own = evidence.classes(role)
-    place = np.array([names.index(name) if name in names else -1 for name in own], dtype=np.int64)
-    labels = evidence.labels(role)
-    # a row without a label is -1, which would pick the last class
-    number_of = np.where(labels >= 0, place[np.maximum(labels, 0)], -1)
-    rows = np.flatnonzero(evidence.usable(key, role) & (number_of >= 0))
-    if rows.size:
-        ids = evidence.ids(role)
-        rows = rows[bottom_k([ids[int(r)] for r in rows], MOST_PER_CLASS, seed, strata=number_of[rows])]
-    cluster = evidence.cluster(role)
-    return _Side(rows, np.asarray(number_of[rows], dtype=np.int64), None if cluster is None else np.asarray(cluster)[rows])
 
 
 def _shifted(found: dict[str, tuple[Estimate, Estimate]], alpha: float) -> list[str]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tl_audit.errors import NotEvaluated
 from tl_audit.evidence.base import Evidence
-from tl_audit.measures.sampling import cluster_codes
+from tl_audit.measures.sampling import bottom_k, cluster_codes
 
 
 @dataclass(frozen=True)
@@ -116,3 +116,33 @@ def rows_alone(evidence: Evidence, roles: tuple[str, str]) -> str | None:
 def _alone(size: int) -> NDArray[np.object_]:
     """Ids of rows that share nothing; no id of a user begins with this sign."""
     return np.array([f"\0row {row}" for row in range(size)], dtype=object)
+
+
+@dataclass(frozen=True)
+class Side:
+    """Labelled, usable rows of a domain: class numbers in the order of the common names, and cluster ids."""
+
+    rows: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    cluster: NDArray[Any] | None
+
+
+def common_names(evidence: Evidence) -> tuple[str, ...]:
+    """Classes that both source and target hold, in the source's order."""
+    return tuple(name for name in evidence.classes("source") if name in evidence.classes("target"))
+
+
+def side_of(
+    evidence: Evidence, model: str, role: str, names: tuple[str, ...], *, most: int | None, seed: int, per_class: bool = False
+) -> Side:
+    """Usable rows whose class is among ``names``: the first ``most`` by hash priority (``per_class``: of each class), None: all."""
+    place = np.array([names.index(name) if name in names else -1 for name in evidence.classes(role)], dtype=np.int64)
+    labels = evidence.labels(role)
+    # a row without a label is -1, which would pick the last class
+    numbers = np.asarray(np.where(labels >= 0, place[np.maximum(labels, 0)], -1), dtype=np.int64)
+    rows = np.flatnonzero(evidence.usable(model, role) & (numbers >= 0))
+    if rows.size and most is not None:
+        ids = evidence.ids(role)
+        rows = rows[bottom_k([ids[int(r)] for r in rows], most, seed, strata=numbers[rows] if per_class else None)]
+    cluster = evidence.cluster(role)
+    return Side(rows, numbers[rows], None if cluster is None else np.asarray(cluster)[rows])

@@ -22,10 +22,10 @@ from tl_audit.finetune.base import Base, copy_with_head, open_base, random_start
 from tl_audit.finetune.beside import Lesson, importance_weights, lesson, unlabelled_inputs, unlabelled_record, wants_unlabelled
 from tl_audit.finetune.choose import HEAD, Choice, choose, is_head_only
 from tl_audit.finetune.flops import METHOD, forward_flops, training_flops
-from tl_audit.finetune.inputs import Augmenter, Inputs, Split, align, align_values, count_batches, fit_value, hold_out, task_classes
+from tl_audit.finetune.inputs import Augmenter, Inputs, Split, aligned, count_batches, fit_value, hold_out, task_classes
 from tl_audit.finetune.load import load_run
 from tl_audit.finetune.loss import CrossEntropy, NumberLoss, Objective
-from tl_audit.finetune.opening import open_domain, open_unlabelled, part_of, reader_options, unlabelled_options
+from tl_audit.finetune.opening import given_domain, open_unlabelled, part_of, unlabelled_options
 from tl_audit.finetune.plan import ControlKind, Plan, Regression, Stage
 from tl_audit.finetune.progress import Progress, Say, Show
 from tl_audit.finetune.rates import balanced_weights
@@ -251,15 +251,15 @@ def _control_kinds(asked: Sequence[str]) -> tuple[ControlKind, ...]:
 
 def _prepare(plan: Plan, train: Any, validation: Any, unlabelled: Any, *, offline: bool) -> _Material:
     in_plan = train is None
-    domain = _domain(plan, "train", train)
+    domain = given_domain(plan, "train", train)
     kind = domain.kind
     regression = plan.task if isinstance(plan.task, Regression) else None
     classes = () if regression is not None else task_classes(domain, plan.classes)
-    split, notes = _aligned("train", domain, classes, regression)
+    split, notes = aligned("train", domain, classes, regression)
     held: Split | None = None
     more: tuple[str, ...] = ()
     if validation is not None or isinstance(plan.data.validation, str):
-        held, more = _aligned("validation", _domain(plan, "validation", validation), classes, regression)
+        held, more = aligned("validation", given_domain(plan, "validation", validation), classes, regression)
     elif plan.data.validation is not None:
         split, held = hold_out(split, float(plan.data.validation), plan.seed)
     if plan.training.early_stop is not None and held is None:
@@ -325,21 +325,6 @@ def _beside(material: _Material, given: Any, augment: Augmenter | None) -> _Mate
     if plan.teacher is not None:
         material.lesson = lesson(plan.teacher, plan, material.train, _base_model(material), classes=material.classes)
     return material
-
-
-def _aligned(name: str, domain: Domain, classes: tuple[str, ...], regression: Regression | None) -> tuple[Split, tuple[str, ...]]:
-    return align(name, domain, classes) if regression is None else align_values(name, domain)
-
-
-def _domain(plan: Plan, name: str, given: Any) -> Domain:
-    if isinstance(given, Domain):
-        return given
-    if given is not None:
-        return Domain(name, given, classes=plan.classes, kind=plan.kind, **reader_options(plan))
-    path = plan.data.train if name == "train" else plan.data.validation
-    if not isinstance(path, str):
-        raise ConfigError(f"no {name} data: give [data] {name} in the plan, or {name}= in Python")
-    return open_domain(plan, name, path, classes=plan.classes)
 
 
 def _spec(

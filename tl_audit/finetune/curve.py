@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from tl_audit.errors import ConfigError, DataError
 from tl_audit.finetune.adapting import Adaptation, adapt
-from tl_audit.finetune.inputs import Inputs, Split, align, align_values, hold_out, task_classes
-from tl_audit.finetune.opening import open_domain, part_of
+from tl_audit.finetune.inputs import Inputs, Split, aligned, hold_out, task_classes
+from tl_audit.finetune.opening import given_domain, part_of
 from tl_audit.finetune.plan import Plan, Regression
 from tl_audit.finetune.progress import Say, Show
 from tl_audit.measures import intervals
@@ -163,13 +163,9 @@ class LearningCurve:
 
     def save(self, path: str | Path) -> Path:
         """Write .json or .csv, by suffix, whole or not at all. ConfigError for another suffix."""
-        from tl_audit.attribution.saving import csv_bytes, json_bytes, write_whole
+        from tl_audit.attribution.saving import write_table
 
-        path = Path(path)
-        if path.suffix.lower() not in (".json", ".csv"):
-            raise ConfigError(f"{path.name}: the suffix decides the format; there are .json and .csv")
-        write_whole(path, json_bytes(self.document()) if path.suffix.lower() == ".json" else csv_bytes(self.to_frame()))
-        return path
+        return write_table(path, document=self.document, table=self.to_frame)
 
     def exhibits(self) -> tuple[Exhibit, ...]:
         """The curves, and the table of all points."""
@@ -275,15 +271,15 @@ def learning_curve(
     """
     plan = plan if isinstance(plan, Plan) else Plan.from_toml(plan)
     regression = plan.task if isinstance(plan.task, Regression) else None
-    domain = _given(plan, "train", train)
+    domain = given_domain(plan, "train", train)
     classes = () if regression is not None else task_classes(domain, plan.classes)
-    split = _aligned("train", domain, classes, regression)
+    split, _ = aligned("train", domain, classes, regression)
     held: Split | None = None
     if validation is not None or isinstance(plan.data.validation, str):
-        held = _aligned("validation", _given(plan, "validation", validation), classes, regression)
+        held, _ = aligned("validation", given_domain(plan, "validation", validation), classes, regression)
     elif plan.data.validation is not None:
         split, held = hold_out(split, float(plan.data.validation), plan.seed)
-    judge = _aligned("test", test, classes, regression) if test is not None else held
+    judge = aligned("test", test, classes, regression)[0] if test is not None else held
     if judge is None:
         raise ConfigError("a learning curve is judged on data that nothing was trained on: give [data] validation, validation= or test=")
     numbers = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
@@ -327,21 +323,6 @@ def learning_curve(
         tuple(notes),
         None if regression is None else regression.unit or judge.domain.unit,
     )
-
-
-def _given(plan: Plan, name: str, given: Any) -> Domain:
-    if isinstance(given, Domain):
-        return given
-    if given is not None:
-        raise ConfigError(f"{name} must be a Domain, or a path in the plan")
-    path = plan.data.train if name == "train" else plan.data.validation
-    if not isinstance(path, str):
-        raise ConfigError(f"no {name} data: give [data] {name} in the plan, or {name}= in Python")
-    return open_domain(plan, name, path, classes=plan.classes)
-
-
-def _aligned(name: str, domain: Domain, classes: Sequence[str], regression: Regression | None) -> Split:
-    return (align(name, domain, classes) if regression is None else align_values(name, domain))[0]
 
 
 def _sizes(split: Split, asked: Sequence[int] | None, classes: Sequence[str]) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from tl_audit.errors import ConfigError, DataError
-from tl_audit.finetune.plan import Augment
+from tl_audit.finetune.plan import Augment, Regression
 from tl_audit.measures.sampling import generator, split_by_cluster
 from tl_audit.modality.base import RawBatch
 from tl_audit.records.adaptation import DataRecord
@@ -120,6 +120,11 @@ def align_values(name: str, domain: Domain) -> tuple[Split, tuple[str, ...]]:
     missing = len(domain) - len(rows)
     notes = (f"{name}: {missing} of {len(domain)} rows have no value and were left out",) if missing else ()
     return Split(name, domain, rows, np.zeros(len(rows), dtype=np.int64), domain.values[rows]), notes
+
+
+def aligned(name: str, domain: Domain, classes: Sequence[str], regression: Regression | None) -> tuple[Split, tuple[str, ...]]:
+    """``align``, or in a regression ``align_values``."""
+    return align(name, domain, classes) if regression is None else align_values(name, domain)
 
 
 def fit_value(split: Split, *, standardise: bool, name: str | None, unit: str | None) -> Value:

@@ -19,6 +19,18 @@ def open_domain(plan: Plan, name: str, path: str, *, classes: tuple[str, ...] | 
     return Domain(name, plan.path(path), classes=classes, kind=plan.kind, **reader_options(plan))
 
 
+def given_domain(plan: Plan, name: str, given: Any) -> Domain:  # Any: a Domain, what Domain accepts, or None
+    """The "train" or "validation" domain that was given, else that of the plan's path. ConfigError where there is neither."""
+    if isinstance(given, Domain):
+        return given
+    if given is not None:
+        return Domain(name, given, classes=plan.classes, kind=plan.kind, **reader_options(plan))
+    path = plan.data.train if name == "train" else plan.data.validation
+    if not isinstance(path, str):
+        raise ConfigError(f"no {name} data: give [data] {name} in the plan, or {name}= in Python")
+    return open_domain(plan, name, path, classes=plan.classes)
+
+
 def reader_options(plan: Plan) -> dict[str, Any]:  # Any: see modality.open_data
     """The reader options of ``[data]`` that are set."""
     data = plan.data

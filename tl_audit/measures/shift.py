@@ -90,14 +90,9 @@ def mmd(
     """
     x, y = _two_samples(source, target)
     n, m = x.shape[0], y.shape[0]
-    second = np.r_[np.zeros(n, dtype=np.bool_), np.ones(m, dtype=np.bool_)]
-    cluster = _both(cluster_source, cluster_target, n, m)
-    codes = cluster_codes(cluster, n + m)
-    units = (int(np.unique(codes[:n]).size), int(np.unique(codes[n:]).size))
-    details: dict[str, Any] = {"n_source": n, "n_target": m, "method": "centred_bootstrap"}
-    base = Estimate(None, n + m, null=0.0, clusters=None if cluster is None else min(units), details=details)
-    if min(units) < 2:
-        return replace(base, reason=f"a domain has fewer than two {'rows' if cluster is None else 'clusters'}")
+    second, cluster, base = _before_mmd(n, m, cluster_source, cluster_target)
+    if base.reason is not None:
+        return base
     pooled = np.concatenate([x, y])
     if n + m > MANY_PAIRED:
         return _mmd_in_blocks(base, pooled, second, cluster, resamples, bootstrap, seed, alpha)
@@ -139,14 +134,9 @@ def mmd_of_parts(
     n, found = x.shape[0], []
     for k, y in enumerate(sides):
         m = y.shape[0]
-        second = np.r_[np.zeros(n, dtype=np.bool_), np.ones(m, dtype=np.bool_)]
-        cluster = _both(cluster_source, None if cluster_parts is None else cluster_parts[k], n, m)
-        codes = cluster_codes(cluster, n + m)
-        units = (int(np.unique(codes[:n]).size), int(np.unique(codes[n:]).size))
-        details: dict[str, Any] = {"n_source": n, "n_target": m, "method": "centred_bootstrap"}
-        base = Estimate(None, n + m, null=0.0, clusters=None if cluster is None else min(units), details=details)
-        if min(units) < 2:
-            found.append(replace(base, reason=f"a domain has fewer than two {'rows' if cluster is None else 'clusters'}"))
+        second, cluster, base = _before_mmd(n, m, cluster_source, None if cluster_parts is None else cluster_parts[k])
+        if base.reason is not None:
+            found.append(base)
             continue
         if inside is None:
             found.append(replace(base, reason="all rows are equal: no distance to compare"))
@@ -158,6 +148,19 @@ def mmd_of_parts(
         kernel[n:, n:] = _gaussian(y, y, bandwidth)
         found.append(_mmd_of_kernel(base, kernel, bandwidth, second, cluster, resamples, bootstrap, seed, alpha))
     return tuple(found)
+
+
+def _before_mmd(
+    n: int, m: int, cluster_source: ArrayLike | None, cluster_target: ArrayLike | None
+) -> tuple[BoolArray, np.ndarray[Any, Any] | None, Estimate]:  # Any: ids of any type
+    """Which of the pooled rows are the second sample's, their clusters, and the estimate to fill in; it has a reason where there is none to make."""
+    second = np.r_[np.zeros(n, dtype=np.bool_), np.ones(m, dtype=np.bool_)]
+    cluster = _both(cluster_source, cluster_target, n, m)
+    codes = cluster_codes(cluster, n + m)
+    units = (int(np.unique(codes[:n]).size), int(np.unique(codes[n:]).size))
+    details: dict[str, Any] = {"n_source": n, "n_target": m, "method": "centred_bootstrap"}
+    few = f"a domain has fewer than two {'rows' if cluster is None else 'clusters'}" if min(units) < 2 else None
+    return second, cluster, Estimate(None, n + m, few, null=0.0, clusters=None if cluster is None else min(units), details=details)
 
 
 def _mmd_of_kernel(
